@@ -1,0 +1,52 @@
+"""Every error that secateur raises on purpose.
+
+SecateurError
+├── TraceError     the model could not be recorded on the example
+├── CoupleError    the recorded graph leaves nothing to cut, or a cut cannot be carried out
+├── BudgetError    a budget cannot be met; ``closest`` holds the nearest reachable value
+├── PlanError      a plan does not fit this model
+├── DataError      calibration data is empty, malformed or not finite
+├── FormatError    a file is corrupt, half written, or not one of ours
+└── TargetError    a runtime is missing, refused the model, or disagrees with torch
+"""
+
+
+class SecateurError(Exception):
+    """Base of all errors: names the thing, what was given, what was expected and what to do."""
+
+
+class TraceError(SecateurError):
+    """The model could not be recorded on the example."""
+
+
+class CoupleError(SecateurError):
+    """The recorded graph leaves nothing to cut, or a cut cannot be carried out."""
+
+
+class BudgetError(SecateurError):
+    """A budget cannot be met.
+
+    Args:
+        message: what was asked, what was found, what to do.
+        closest: nearest value of the cost that can be reached, in the cost's unit, or None.
+    """
+
+    def __init__(self, message: str, closest: float | None = None) -> None:
+        super().__init__(message)
+        self.closest = closest
+
+
+class PlanError(SecateurError):
+    """A plan does not fit this model."""
+
+
+class DataError(SecateurError):
+    """Calibration data is empty, malformed or not finite."""
+
+
+class FormatError(SecateurError):
+    """A file is corrupt, half written, or not one of ours."""
+
+
+class TargetError(SecateurError):
+    """A runtime is missing, refused the model, or disagrees with torch."""

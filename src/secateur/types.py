@@ -1,0 +1,371 @@
+"""The values that pass between the rooms: frozen, checked on construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import BudgetError, PlanError
+
+if TYPE_CHECKING:
+    from secateur.graph.couple import Groups
+
+Example: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
+"""A tensor, a tuple of positional arguments, or a dict of keyword arguments of ``model.forward``."""
+
+Batches: TypeAlias = Iterable[Any]
+"""Examples, or pairs ``(example, targets)``."""
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Keep: TypeAlias = Mapping[str, Bools]
+"""Group name -> bool mask over its units; True keeps."""
+
+Role = Literal["out", "in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The positions that each unit of a group takes along one axis of one parameter or buffer.
+
+    Attributes:
+        name: parameter or buffer, as in ``state_dict``.
+        dim: the axis.
+        index: int64, shape (units, k): unit ``u`` owns positions ``index[u]``.
+        role: ``"in"`` where a contraction sums over this axis of a weight (its inputs), else ``"out"``.
+    """
+
+    name: str
+    dim: int
+    index: Ints
+    role: Role = "out"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A family of interchangeable units: one width of the model.
+
+    Attributes:
+        name: the first producing weight and its axis, such as ``"encoder.0.fc1.weight"``.
+        kind: ``channel``, ``neuron``, ``head``, ``head_dim``, ``embedding`` or ``width``.
+        units: how many there are.
+        slices: what every unit takes from each tensor.
+        module: path of the module in which the unit is produced.
+    """
+
+    name: str
+    kind: str
+    units: int
+    slices: tuple[Slice, ...]
+    module: str = ""
+
+    def __post_init__(self) -> None:
+        for s in self.slices:
+            if s.index.shape[0] != self.units:
+                raise PlanError(f"group {self.name}: slice {s.name} has {s.index.shape[0]} rows, not {self.units}")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An axis of a parameter that cannot be cut, wholly or in part, and why.
+
+    Attributes:
+        name: parameter. dim: its axis. size: how many of its positions are frozen.
+        reason: what froze it. module: path of the module where that happened. line: source line of the call.
+    """
+
+    name: str
+    dim: int
+    size: int
+    reason: str
+    module: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How important each unit is: larger is kept.
+
+    Attributes:
+        name: as it will stand in the plan.
+        score: ``(model, group, stats) -> float64 array of shape (units,)``.
+        stat: what calibration data it needs: ``(model, batches) -> stats``, or None.
+    """
+
+    name: str
+    score: Callable[[nn.Module, Group, Any], Floats]
+    stat: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number a unit, by group; larger is kept.
+
+    Attributes:
+        groups: what was scored. values: group name -> float64 (units,). criterion: its name. seed: what was used.
+    """
+
+    groups: Groups
+    values: Mapping[str, Floats]
+    criterion: str
+    normalization: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, v in self.values.items():
+            if not np.isfinite(v).all():
+                raise PlanError(
+                    f"criterion {self.criterion} gave {int((~np.isfinite(v)).sum())} scores that are not finite in "
+                    f"group {name}: check the model's weights and the calibration data for NaN and inf"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Timings of one model on one target.
+
+    Attributes:
+        target: name of the runtime. seconds: float64 (repeats,), in the order they were taken.
+        threads: intra-op threads. batch: leading size of the example. nbytes: size of the artefact on disk.
+        peak_bytes: peak memory of a run if the target tells it, else None.
+    """
+
+    target: str
+    seconds: Floats
+    threads: int
+    batch: int
+    nbytes: int | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def median(self) -> float:
+        """Median, seconds."""
+        return float(np.median(self.seconds))
+
+    @property
+    def p95(self) -> float:
+        """95th percentile, seconds."""
+        return float(np.percentile(self.seconds, 95))
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range over the median: the relative noise of one timing."""
+        low, high = np.percentile(self.seconds, [25, 75])
+        return float((high - low) / 2 / self.median)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime on which a model is measured.
+
+    Attributes:
+        name: as it stands in reports and on the command line.
+        build: ``(model, example, threads) -> Artefact``: exports the model and returns something that runs.
+        extra: the pip extra that brings the runtime, or "".
+    """
+
+    name: str
+    build: Callable[[nn.Module, Example, int], Artefact]
+    extra: str = ""
+    threads: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """A model made ready on a target.
+
+    Attributes:
+        run: runs it once on the example it was built with and returns its outputs as numpy arrays.
+        nbytes: bytes on disk, or None. path: the exported file, or None.
+        call: runs it on another example of the same structure.
+    """
+
+    run: Callable[[], Any]
+    call: Callable[[Example], list[npt.NDArray[Any]]]
+    nbytes: int | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """What a budget limits.
+
+    Attributes:
+        name: ``params``, ``macs``, ``nbytes``, ``latency``. unit: ``""``, ``"MAC"``, ``"B"``, ``"s"``.
+        dense: the value of the uncut model.
+        of: ``(groups, keep) -> value``: exact for counts, predicted for latency.
+        measure: for measured costs, ``(models) -> [Measurement]``, interleaved in one run; None for exact ones.
+        granularity: unit counts worth looking at (the steps of the staircase).
+    """
+
+    name: str
+    unit: str
+    dense: float
+    of: Callable[[Groups, Keep], float]
+    measure: Callable[[list[nn.Module]], list[Measurement]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """An upper limit on a cost.
+
+    Example:
+        >>> import secateur as sc, torch
+        >>> net = torch.nn.Linear(4, 2)
+        >>> sc.Budget(sc.params(net), 6).limit
+        6.0
+        >>> sc.Budget.of_dense(sc.params(net), 0.5).limit
+        5.0
+    """
+
+    cost: Cost
+    limit: float
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", float(self.limit))
+        if not np.isfinite(self.limit) or self.limit <= 0:
+            raise BudgetError(f"budget on {self.cost.name}: limit must be positive and finite, got {self.limit}")
+
+    @classmethod
+    def of_dense(cls, cost: Cost, fraction: float) -> Budget:
+        """A fraction (0, 1] of the dense model's cost."""
+        if not 0 < fraction <= 1:
+            raise BudgetError(f"budget on {cost.name}: fraction must be in (0, 1], got {fraction}; 0.5 means half")
+        return cls(cost, cost.dense * fraction, fraction)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every allocation must respect.
+
+    Attributes:
+        multiple: kept counts are multiples of this (8 or 16 suits most kernels); a group smaller than it stays whole.
+        minimum: fewest units kept in any group.
+        max_sparsity: largest fraction removed from any one group.
+        per_group: group name (or a glob) -> largest fraction removed there; 0 freezes it.
+        by_kind: kind -> multiple, over ``multiple``: ``{"head": 1, "neuron": 32}``.
+    """
+
+    multiple: int = 1
+    minimum: int = 1
+    max_sparsity: float = 1.0
+    per_group: Mapping[str, float] = field(default_factory=dict)
+    by_kind: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is kept: plain data, saved as JSON and safetensors.
+
+    Attributes:
+        keep: group name -> bool (units,), True keeps.
+        axes: (tensor name, dim) -> bool (size,), True keeps; only axes that lose something.
+        attributes: ``(module path, attribute) -> (old, new)``: constants in the code that follow a size.
+        renumber: index buffer -> the (tensor, dim) axis whose positions it points at.
+        kinds: group name -> kind.
+        made: what made it: criterion, allocation, budget, seed, model hash, versions. No times, no measurements.
+    """
+
+    keep: Mapping[str, Bools]
+    axes: Mapping[tuple[str, int], Bools]
+    attributes: Mapping[tuple[str, str], tuple[int, int]]
+    renumber: Mapping[str, Bools]
+    kinds: Mapping[str, str]
+    made: Mapping[str, Any]
+
+    @property
+    def removed(self) -> int:
+        """How many units go."""
+        return int(sum((~k).sum() for k in self.keep.values()))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a report: dense beside pruned, asked beside achieved.
+
+    Attributes:
+        what: the figure. unit: its unit. dense, pruned: values, None where it does not apply.
+        asked: the limit that was set on ``pruned``, or None. ok: whether it holds, or None where nothing was asked.
+        low, high: 95 % confidence interval of ``pruned``, or None. note: one clause, such as "within noise".
+    """
+
+    what: str
+    unit: str = ""
+    dense: float | None = None
+    pruned: float | None = None
+    asked: float | None = None
+    ok: bool | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Pruned over dense."""
+        return self.pruned / self.dense if self.dense and self.pruned is not None else None
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The evidence.
+
+    Attributes:
+        ok: nothing that was checked failed. max_error: largest relative error of masked against shrunk.
+        rows: the table. sections: the rest, JSON-able, by name: ``stages``, ``widths``, ``frozen``, ``baselines``,
+            ``measurements``, ``made``.
+    """
+
+    ok: bool
+    max_error: float
+    rows: tuple[Row, ...]
+    sections: Mapping[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+
+def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of an example.
+
+    Example:
+        >>> as_call(torch.ones(1))
+        ((tensor([1.]),), {})
+        >>> as_call({"x": 1})
+        ((), {'x': 1})
+    """
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, tuple):
+        return example, {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    raise TypeError(f"example must be a tensor, a tuple of arguments or a dict of keyword arguments, got {type(example)}")
+
+
+def run(model: nn.Module, example: Example) -> Any:
+    """Call the model on an example."""
+    args, kwargs = as_call(example)
+    return model(*args, **kwargs)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of a model's output, in order, whatever container it uses.
+
+    Example:
+        >>> len(tensors_of({"a": torch.ones(1), "b": (torch.ones(2), None)}))
+        2
+    """
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [t for v in output.values() for t in tensors_of(v)]
+    if isinstance(output, (tuple, list)):
+        return [t for v in output for t in tensors_of(v)]
+    return []
