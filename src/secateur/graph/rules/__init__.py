@@ -1,0 +1,39 @@
+"""What each ATen op does to ids: a table from op name to rule, one file an op family.
+
+A rule is ``(axes, call) -> ids of each output``: a list with one id vector (or None) a dimension of the only
+output, or a list of such lists for several outputs. It may tie, pin, label and count work on the way. An op that is
+in no table freezes what it touches and is reported; ops that torch tags as pointwise need no entry.
+
+Adding one is a function in a file of your own::
+
+    def my_rule(axes, call):
+        return axes[call["self"]]
+
+    groups = sc.couple(graph, rules={**sc.RULES, "mylib::op": my_rule})
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from secateur.graph.axes import Axes
+from secateur.graph.record import Call
+from secateur.graph.rules import attention, contraction, convolution, index, norm, pointwise, reduction, shape
+
+Rule: TypeAlias = Callable[[Axes, Call], Any]
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        **pointwise.RULES,
+        **shape.RULES,
+        **index.RULES,
+        **contraction.RULES,
+        **convolution.RULES,
+        **norm.RULES,
+        **reduction.RULES,
+        **attention.RULES,
+    }
+)
+
+RESIDUAL_RULES: Mapping[str, Rule] = MappingProxyType({**RULES, **norm.OVER_KEPT})
+"""`RULES` that let norms run over a cut axis: residual width becomes a unit; ask for it by passing this table."""

@@ -1,0 +1,211 @@
+"""Ids for the positions of every axis, and the constraints between them.
+
+Every position of every parameter axis has an integer id; every tensor carries one id vector a dimension, or None
+where nothing can be cut. ``True`` means "removed". Three kinds of constraint between ids:
+
+    x == y          tie    additions, contractions, elementwise ops, norm weights
+    x == False      pin    outputs, unknown ops, sizes written as literals
+    x == y or z     cell   a position of a merged axis goes when its row or its column goes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from secateur.graph.record import Call, Graph, Place, Value
+from secateur.graph.sizes import Expression, Extent, Size, expression
+from secateur.types import Bools, Ints
+
+Axis: TypeAlias = Ints | None
+"""The ids along one dimension; None: not tracked, never cut."""
+
+NOWHERE = Place("", "?", 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Pin:
+    """Ids that must stay, and why."""
+
+    ids: Ints
+    reason: str
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """A size written in the code that must equal the number of ids kept."""
+
+    source: Expression
+    ids: Ints
+    place: Place
+    api: str
+
+
+@dataclass(frozen=True, eq=False)
+class Renumbered:
+    """A buffer of positions that index an axis: its entries are renumbered after the cut."""
+
+    buffer: str
+    ids: Ints
+
+
+class Axes:
+    """Collects ids and constraints while the rules run over a graph; rules are its only callers."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.n = 0
+        self.ties: list[tuple[Ints, Ints]] = []
+        self.cells: list[tuple[Ints, Ints, Ints]] = []
+        self.pins: list[Pin] = []
+        self.expected: list[Expected] = []
+        self.renumbered: list[Renumbered] = []
+        self.labels: list[tuple[Ints, str]] = []
+        self.inputs: list[Ints] = []  # weight axes that a contraction sums over
+        self.work: list[tuple[int, tuple[Ints, ...]]] = []  # MACs: constant times kept counts
+        self.births: list[int] = []  # first id of every fresh vector
+        self.ids: dict[int, list[Axis]] = {}
+        self.names: dict[int, str] = {}
+        self.graph = graph
+        self.place = NOWHERE
+        self._memo: dict[Any, Any] = {}
+        for name, value in graph.tensors.items():
+            if value.index not in self.ids:
+                self.ids[value.index] = [self.fresh(k) for k in value.shape]
+                self.names[value.index] = name
+
+    def __getitem__(self, value: Value) -> list[Axis]:
+        """The id vectors of a value's dimensions."""
+        known = self.ids.get(value.index)
+        return [None] * value.ndim if known is None else list(known)
+
+    def fresh(self, n: int) -> Ints:
+        """New ids."""
+        self.births.append(self.n)
+        self.n += n
+        return np.arange(self.n - n, self.n)
+
+    def pin(self, reason: str, *axes: Axis) -> None:
+        """These positions stay."""
+        for a in axes:
+            if a is not None and a.size:
+                self.pins.append(Pin(a.ravel(), reason, self.place))
+
+    def tie(self, a: Axis, b: Axis, reason: str = "meets an axis that is not tracked") -> None:
+        """These positions go together, one by one; against an untracked axis they stay."""
+        if a is None or b is None:
+            self.pin(reason, a, b)
+        elif a.size != b.size:
+            self.pin(f"{reason}: {a.size} against {b.size} positions", a, b)
+        elif a is not b:
+            self.ties.append((a.ravel(), b.ravel()))
+
+    def cell(self, rows: Ints, columns: Ints) -> Ints:
+        """Ids of the cells of broadcast rows and columns."""
+        rows, columns = np.broadcast_arrays(rows, columns)
+        made = self.fresh(rows.size).reshape(rows.shape)
+        self.cells.append((made.ravel(), rows.ravel(), columns.ravel()))
+        return made
+
+    def label(self, axis: Axis, kind: str) -> None:
+        """What the field calls these positions: ``head``, ``channel`` ..."""
+        if axis is not None:
+            self.labels.append((axis.ravel(), kind))
+
+    def count_macs(self, *dims: Axis | int, value: Sequence[int] = ()) -> None:
+        """Work of a contraction: the product of the dims, given as ids or (where not tracked) as sizes in ``value``."""
+        constant, live = 1, []
+        for d, size in zip(dims, value, strict=True):
+            if d is None or isinstance(d, int):
+                constant *= size
+            else:
+                live.append(d.ravel())
+        self.work.append((constant, tuple(live)))
+
+    def expect(self, size: int | None, axis: Axis, call: Call) -> None:
+        """The int in the code must be the number of positions kept."""
+        if axis is None or size is None or size == -1:
+            return
+        if isinstance(size, Size):
+            self.expected.append(Expected(expression(size), axis.ravel(), call.place, call.api))
+        else:
+            self.pin(f"size {int(size)} is written as a literal in {call.api or call.op}", axis)
+
+    def merge(self, axes: Sequence[Axis], sizes: Sequence[int]) -> Axis:
+        """Ids of the flattened block of dims."""
+        live = [d for d, a in enumerate(axes) if a is not None]
+        if not live:
+            return None
+        key = ("m", tuple(None if a is None else a.tobytes() for a in axes), tuple(sizes))
+        if key not in self._memo:
+            block: Ints | None = None
+            for d in live:
+                axis = axes[d]
+                assert axis is not None
+                shaped = axis.reshape([-1 if e == d else 1 for e in range(len(axes))])
+                block = shaped if block is None else self.cell(block, shaped)
+            assert block is not None
+            flat = np.ascontiguousarray(np.broadcast_to(block, sizes).reshape(-1))
+            self._memo[key] = flat
+            if len(live) > 1:  # splitting it again finds the same rows and columns
+                self._memo["s", flat.tobytes(), tuple(sizes)] = list(axes)
+        merged: Ints = self._memo[key]
+        return merged
+
+    def split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+        """Ids of each dim of a rectangular view of an axis."""
+        if axis is None:
+            return [None] * len(sizes)
+        key = ("s", axis.tobytes(), tuple(sizes))
+        if key not in self._memo:
+            self._memo[key] = self._split(axis, tuple(sizes))
+        return list(self._memo[key])
+
+    def _split(self, axis: Ints, sizes: tuple[int, ...]) -> list[Axis]:
+        block = axis.reshape(sizes)
+        wide = [d for d, n in enumerate(sizes) if n > 1]
+        varies = [d for d in wide if not (block == block.take([0], d)).all()]  # constant along a dim: repeated
+        out: list[Axis] = [None] * len(sizes)
+        if not varies and len(wide) != 1:
+            self.pin("one position is repeated over several dims", axis)
+        elif len(varies) <= 1:
+            d = varies[0] if varies else wide[0]
+            out[d] = block[tuple(slice(None) if e == d else 0 for e in range(len(sizes)))].copy()
+        else:
+            core = block[tuple(slice(None) if e in varies else 0 for e in range(len(sizes)))]
+            acc: Ints | None = None
+            for k, d in enumerate(varies):
+                fresh = self.fresh(sizes[d])
+                out[d] = fresh
+                shaped = fresh.reshape([-1 if e == k else 1 for e in range(len(varies))])
+                if acc is None:
+                    acc = shaped
+                elif k < len(varies) - 1:
+                    acc = self.cell(acc, shaped)
+                else:
+                    rows, columns = np.broadcast_arrays(acc, shaped)
+                    self.cells.append((core.ravel(), rows.ravel(), columns.ravel()))
+        return out
+
+    def join(self, values: Sequence[Value], shape: Sequence[int]) -> list[Axis]:
+        """Ids of an elementwise result: operands broadcast from the right and are tied."""
+        out: list[Axis] = [None] * len(shape)
+        seen = [False] * len(shape)
+        for v in values:
+            axes = self[v]
+            for i in range(1, v.ndim + 1):
+                if v.shape[-i] == 1 and shape[-i] != 1:
+                    continue
+                if not seen[-i]:
+                    out[-i], seen[-i] = axes[-i], True
+                elif v.shape[-i] > 1 or axes[-i] is not None:
+                    self.tie(out[-i], axes[-i], "is combined elementwise with an axis that is not tracked")
+        return out
+
+    def kept(self, removed: Bools, source: Extent, sizes: Sequence[int]) -> int:
+        """Size of a recorded dimension after a cut; ``sizes`` is its shape when recorded."""
+        axis = self.ids.get(source.value, [None] * len(sizes))[source.dim]
+        return sizes[source.dim] if axis is None else int((~removed[axis]).sum())

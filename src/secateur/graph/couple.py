@@ -1,0 +1,262 @@
+"""What must go together: run the rules over the graph, solve, and gather the units into groups."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from secateur.errors import CoupleError
+from secateur.graph.axes import Axes
+from secateur.graph.closure import Solution, solve
+from secateur.graph.counting import Counter
+from secateur.graph.gather import gather
+from secateur.graph.record import Call, Graph
+from secateur.graph.repair import repair
+from secateur.graph.rules import RULES, Rule
+from secateur.graph.sizes import Attribute, Extent, leaves
+from secateur.types import Bools, Frozen, Group, Ints, Keep
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The units of a model, by group, and what is frozen.
+
+    Attributes:
+        groups: in the order of the model. frozen: axes that cannot be cut and why. graph: what they came from.
+        unknown: ops without a rule that were met, with the place: what they touch is frozen.
+
+    Counting costs after a cut is linear in the number of positions of the axes that can be cut.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    graph: Graph
+    unknown: tuple[str, ...]
+    _axes: Axes
+    _solution: Solution
+    _roots: Mapping[str, tuple[Ints, ...]]
+    _cache: dict[str, Counter] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        for g in self.groups:
+            if g.name == name:
+                return g
+        raise CoupleError(f"no group is called {name!r}; there are {[g.name for g in self.groups]}")
+
+    def all_kept(self) -> dict[str, Bools]:
+        """A mask for every group that keeps all."""
+        return {g.name: np.ones(g.units, bool) for g in self.groups}
+
+    def removed(self, keep: Keep) -> Bools:
+        """Which roots go, bool (ids,)."""
+        gone = np.zeros(self._axes.n, bool)
+        for name, mask in keep.items():
+            roots = self._roots[name]
+            if len(roots) == 1 and roots[0].ndim == 1:  # one root a unit
+                gone[roots[0][~mask]] = True
+            else:
+                for u in np.nonzero(~mask)[0]:
+                    gone[roots[u]] = True
+        return gone
+
+    def axes(self, keep: Keep) -> dict[tuple[str, int], Bools]:
+        """(tensor, dim) -> bool (size,), True keeps; only axes that lose something."""
+        gone, out = self.removed(keep), {}
+        for name, value in self.graph.tensors.items():
+            for d, ids in enumerate(self._axes.ids[value.index]):
+                if ids is not None and gone[self._solution.root[ids]].any():
+                    out[name, d] = ~gone[self._solution.root[ids]]
+        return out
+
+    def params(self, keep: Keep) -> int:
+        """Number of parameters left (shared ones counted once)."""
+        return int(self._count("params", keep).sum())
+
+    def nbytes(self, keep: Keep) -> int:
+        """Bytes of parameters and buffers left."""
+        return int(self._count("nbytes", keep).sum())
+
+    def macs(self, keep: Keep) -> int:
+        """Multiply-accumulates left, over all recorded contractions."""
+        return int(self._count("macs", keep).sum())
+
+    def _count(self, what: str, keep: Keep) -> Ints:
+        if what not in self._cache:
+            if what == "macs":
+                terms = self._axes.work
+            else:
+                terms = [
+                    (self.graph.itemsize[name] if what == "nbytes" else 1, tuple(a for a in ids if a is not None))
+                    for name, ids in self._tensor_ids(what == "params")
+                ]
+            self._cache[what] = Counter.of(terms, self._solution.root)
+        return self._cache[what](self.removed(keep))
+
+    def _tensor_ids(self, parameters: bool) -> Iterator[tuple[str, list[Ints | None]]]:
+        for index, name in self._axes.names.items():
+            if not parameters or name in self.graph.parameters:
+                yield name, self._axes.ids[index]
+
+    def repairs(self, keep: Keep) -> dict[Attribute, int]:
+        """New values of the int attributes that sizes in the code are made of.
+
+        Raises:
+            CoupleError: a size in the code cannot follow this cut; says which, where, and what it would have to be.
+        """
+        new, bad = repair(self._axes, self._solution, self.removed(keep))
+        if bad:
+            raise CoupleError(f"this cut cannot be carried out: {'; '.join(bad[:3])}")
+        return new
+
+    def renumbered(self, keep: Keep) -> dict[str, Bools]:
+        """Buffers of positions -> mask of the axis that they point into."""
+        gone = self.removed(keep)
+        masks = {r.buffer: ~gone[self._solution.root[r.ids]] for r in self._axes.renumbered}
+        return {name: mask for name, mask in masks.items() if not mask.all()}
+
+
+def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str] = ()) -> Groups:
+    """Find the units: the smallest sets of positions that can be removed together.
+
+    Args:
+        graph: from `trace`. rules: op -> rule; ``sc.RESIDUAL_RULES`` also cuts residual width.
+        ignore: globs over parameter names, module paths or group names that must stay whole.
+
+    Raises:
+        CoupleError: nothing can be cut; says what froze it.
+
+    Linear in the number of positions of all parameter axes, up to sorting; memory some tens of bytes a position.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> for group in sc.couple(sc.trace(net, torch.zeros(1, 4))):
+        ...     print(group.name, group.units, [(s.name, s.dim, s.role) for s in group.slices])
+        0:neuron 8 [('0.weight', 0, 'out'), ('0.bias', 0, 'out'), ('2.weight', 1, 'in')]
+    """
+    axes = Axes(graph)
+    unknown = _run_rules(axes, rules)
+    for value in graph.outputs:
+        axes.pin("is an output of the model", *axes[value])
+    _pin_escapes(axes)
+    _pin_ignored(axes, ignore)
+    solution = solve(axes)
+    found = gather(axes, solution)
+    dropped: list[Frozen] = []
+    groups, roots = [], {}
+    for group, its_roots in found:
+        reason = _impossible(axes, solution, group, its_roots, ignore)
+        if reason is None:
+            groups.append(group)
+            roots[group.name] = its_roots
+        else:
+            dropped += [Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"][:1]
+    frozen = (*_frozen(axes, solution), *dropped)
+    if not groups:
+        why = sorted({f"{f.name}: {f.reason} ({f.line})" for f in frozen if f.size > 1})[:6]
+        raise CoupleError(
+            f"nothing in this model can be cut. {'; '.join(why)}. "
+            "Give rules for unknown ops, shorten `ignore`, or ask for residual width with rules=sc.RESIDUAL_RULES"
+        )
+    return Groups(tuple(groups), frozen, graph, tuple(dict.fromkeys(unknown)), axes, solution, roots)
+
+
+def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
+    """Ids of every value; returns the ops that froze something because no rule covers them."""
+    unknown = []
+    for call in axes.graph.calls:
+        axes.place = call.place
+        inputs = list(call.tensors())
+        live = any(a is not None for v in inputs for a in axes[v])
+        rule = rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
+        if not live and not (rule is not None and not inputs):
+            continue
+        if all(v is None for v in call.outs) and not call.op.endswith("_local_scalar_dense"):
+            continue  # no tensor comes out: nothing to follow
+        try:
+            if rule is None:
+                raise KeyError(call.op)
+            _store(axes, call, rule(axes, call))
+        except (KeyError, IndexError, ValueError, TypeError, AssertionError, AttributeError) as error:
+            what = "has no rule" if rule is None else f"is not covered by its rule ({error})"
+            for v in inputs:
+                axes.pin(f"meets {call.op}, which {what}", *axes[v])
+            for v in call.outs:
+                if v is not None:
+                    axes.ids[v.index] = [None] * v.ndim
+            unknown.append(f"{call.op} {what} at {call.place.line} in {call.place.module or 'the model'}")
+    return unknown
+
+
+def _store(axes: Axes, call: Call, result: list[object]) -> None:
+    many = result if result and isinstance(result[0], list) or len(call.outs) > 1 else [result]
+    for v, ids in zip(call.outs, many, strict=False):
+        if v is None:
+            continue
+        assert isinstance(ids, list)
+        if len(ids) != v.ndim or any(a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)):
+            raise ValueError(f"ids {[None if a is None else len(a) for a in ids]} for shape {v.shape}")
+        axes.ids[v.index] = ids
+
+
+def _pin_escapes(axes: Axes) -> None:
+    """A size that became a number in arithmetic may not change."""
+    for source, place in axes.graph.escapes:
+        axes.place = place
+        for leaf in leaves(source):
+            if isinstance(leaf, Extent) and leaf.value in axes.ids:
+                axes.pin("its size becomes a number in arithmetic", axes.ids[leaf.value][leaf.dim])
+
+
+def _pin_ignored(axes: Axes, ignore: Sequence[str]) -> None:
+    axes.place = type(axes.place)("", "ignore", 0)
+    for pattern in ignore:
+        for name, value in axes.graph.tensors.items():
+            module = name.rpartition(".")[0]
+            if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(module, pattern):
+                axes.pin(f"is ignored on request ({pattern})", *axes.ids[value.index])
+
+
+def _impossible(
+    axes: Axes, solution: Solution, group: Group, roots: tuple[Ints, ...], ignore: Sequence[str]
+) -> tuple[str, str, str] | None:
+    """Why a group cannot be cut after all: (reason, module, line)."""
+    if any(fnmatch.fnmatch(group.name, p) for p in ignore):
+        return "is ignored on request", group.module, ""
+    if group.units < 2:
+        return "is a single unit: cutting it would cut everything", group.module, ""
+    for u in (0, group.units - 1):
+        removed = np.zeros(axes.n, bool)
+        removed[roots[0][[u]] if len(roots) == 1 and roots[0].ndim == 1 else roots[u]] = True
+        _, bad = repair(axes, solution, removed)
+        if bad:
+            return bad[0], group.module, bad[0].rpartition(" at ")[2]
+    return None
+
+
+def _frozen(axes: Axes, solution: Solution) -> Iterator[Frozen]:
+    """Parameter axes with positions that stay, each with the first reason found."""
+    first = np.full(axes.n, -1)
+    for i in range(len(axes.pins) - 1, -1, -1):
+        first[solution.root[axes.pins[i].ids]] = i
+    for index, name in axes.names.items():
+        for d, ids in enumerate(axes.ids[index]):
+            if ids is None or name not in axes.graph.parameters:
+                continue
+            roots = solution.root[ids]
+            stuck = solution.pinned[roots]
+            if stuck.any():
+                known = first[roots[stuck]]
+                known = known[known >= 0]
+                pin = axes.pins[int(known[0])] if len(known) else None
+                reason, place = (pin.reason, pin.place) if pin else ("is part of a cell that must stay", axes.place)
+                yield Frozen(name, d, int(stuck.sum()), reason, place.module, place.line)

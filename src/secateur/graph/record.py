@@ -1,0 +1,382 @@
+"""Record what a model does: one pass on fake tensors, every ATen call written down."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from secateur.errors import TraceError
+from secateur.graph.sizes import (
+    Attribute,
+    Expression,
+    Extent,
+    Size,
+    expression,
+    leaves,
+    read_attribute,
+    remembering,
+)
+from secateur.types import Example, Ints, as_call, run, tensors_of
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor met while recording: ``weight`` if it was made from parameters and buffers alone."""
+
+    index: int
+    shape: tuple[int, ...]
+    weight: bool
+    integral: bool
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where in the model and in its source a call was made."""
+
+    module: str
+    file: str
+    number: int
+
+    @property
+    def line(self) -> str:
+        """``file.py:12``, the file told from its package on."""
+        parts = Path(self.file).parts
+        anchors = [i for i, p in enumerate(parts) if p in ("site-packages", "src")]
+        return f"{'/'.join(parts[anchors[-1] + 1 :] if anchors else parts[-2:])}:{self.number}"
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One ATen call.
+
+    Attributes:
+        op: qualified name without overload, such as ``aten::mm``.
+        args: argument name -> value, defaults filled in; tensors are `Value`.
+        outs: its tensor outputs, in order (None for an output that is not a tensor).
+        api: the torch function that the model's code called. sizes: the ints in that call, with their memory.
+        pointwise: torch tags the op as elementwise.
+    """
+
+    op: str
+    args: dict[str, Any]
+    outs: tuple[Value | None, ...]
+    place: Place
+    api: str
+    sizes: tuple[int, ...]
+    pointwise: bool
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    @property
+    def out(self) -> Value:
+        """The first output."""
+        assert self.outs[0] is not None
+        return self.outs[0]
+
+    def tensors(self) -> Iterator[Value]:
+        """Tensor arguments, in order."""
+        return _values(self.args.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """What a model does on an example.
+
+    Attributes:
+        calls: in order. shapes: of every value, by its index. tensors: parameter or buffer name -> value; names of one shared tensor share a value.
+        floating: names whose entries are floats. constants: entries of the integer buffers, by name.
+        outputs: what the model returned. escapes: sizes that became numbers in arithmetic, and where.
+        fake: recorded on fake tensors. attributes: value of every int attribute an expression reads.
+    """
+
+    calls: tuple[Call, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    tensors: dict[str, Value]
+    parameters: frozenset[str]
+    floating: frozenset[str]
+    constants: dict[str, Ints]
+    itemsize: dict[str, int]
+    outputs: tuple[Value, ...]
+    escapes: tuple[tuple[Expression, Place], ...]
+    attributes: dict[Attribute, int]
+    fake: bool
+
+
+def _values(items: Any) -> Iterator[Value]:
+    for item in items:
+        if isinstance(item, Value):
+            yield item
+        elif isinstance(item, (list, tuple)):
+            yield from _values(item)
+
+
+@dataclass
+class _Recorder:
+    """What both modes write into."""
+
+    calls: list[Call] = field(default_factory=list)
+    values: dict[int, Value] = field(default_factory=dict)
+    alive: list[Tensor] = field(default_factory=list)  # ids are reused otherwise
+    escapes: list[tuple[Expression, Place]] = field(default_factory=list)
+    stack: list[str] = field(default_factory=lambda: [""])
+    api: str = ""
+    sizes: tuple[int, ...] = ()
+    place: Place = Place("", "?", 0)
+    schemas: dict[Any, tuple[str, list[tuple[str, Any, bool]], bool]] = field(default_factory=dict)
+
+    def value(self, tensor: Tensor, weight: bool = False) -> Value:
+        known = self.values.get(id(tensor))
+        if known is None:
+            integral = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+            known = Value(len(self.alive), tuple(int(n) for n in tensor.shape), weight, integral)
+            self.values[id(tensor)] = known
+            self.alive.append(tensor)
+        return known
+
+    def here(self) -> Place:
+        frame: Any = sys._getframe(2)
+        while frame and (
+            frame.f_code.co_filename.startswith(_TORCH) or frame.f_code.co_filename.startswith(_OURS)
+        ):
+            frame = frame.f_back
+        return Place(self.stack[-1], frame.f_code.co_filename, frame.f_lineno) if frame else Place("", "?", 0)
+
+    def escape(self, source: Expression) -> None:
+        self.escapes.append((source, self.here()))
+
+    def schema(self, op: Any) -> tuple[str, list[tuple[str, Any, bool]], bool]:
+        known = self.schemas.get(op)
+        if known is None:
+            arguments = [(a.name, a.default_value, a.kwarg_only) for a in op._schema.arguments]
+            known = (op._schema.name, arguments, torch.Tag.pointwise in op.tags)
+            self.schemas[op] = known
+        return known
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent)
+_ARITHMETIC = frozenset(
+    "add sub rsub mul rmul div truediv rtruediv pow rpow true_divide floordiv tensor full fill imul iadd "
+    "itruediv rdiv radd idiv eq lt le gt ge clamp".split()
+)
+
+
+class _Dispatch(TorchDispatchMode):
+    """Writes down every ATen call."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = op(*args, **kwargs)
+        r = self.recorder
+        name, arguments, pointwise = r.schema(op)
+        bound: dict[str, Any] = {}
+        weight = True
+
+        def enter(a: Any) -> Any:
+            nonlocal weight
+            if isinstance(a, Tensor):
+                v = r.value(a)
+                weight = weight and v.weight
+                return v
+            if isinstance(a, (list, tuple)):
+                return [enter(x) for x in a]
+            return a
+
+        for i, (key, default, only) in enumerate(arguments):
+            given = kwargs.get(key, default) if only or i >= len(args) else args[i]
+            bound[key] = enter(given)
+        made = out if isinstance(out, (tuple, list)) else (out,)
+        any_tensor = next(_values(bound.values()), None) is not None
+        outs = tuple(r.value(t, weight and any_tensor) if isinstance(t, Tensor) else None for t in made)
+        r.calls.append(Call(name, bound, outs, r.place, r.api, r.sizes, pointwise))
+        return out
+
+
+class _Function(TorchFunctionMode):
+    """Gives sizes a memory, and remembers which ints the model's code passed to which function."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        r = self.recorder
+        name: str = getattr(func, "__name__", "")
+        if name == "size" or getattr(func, "__self__", None) is torch.Tensor.shape:
+            return self.sized(args[0], func(*args, **kwargs), args[1:] or tuple(kwargs.values()))
+        if name in ("numel", "nelement"):
+            product: int = 1
+            for d, n in enumerate(args[0].shape):
+                product = Size(int(n), Extent(r.value(args[0]).index, d), r.escape) * product
+            return product
+        outer = r.api, r.sizes, r.place
+        r.api, r.sizes, r.place = name, tuple(_ints((args, kwargs))), r.here()
+        if name.strip("_") in _ARITHMETIC:
+            for size in r.sizes:
+                if isinstance(size, Size):
+                    r.escapes.append((size.source, r.place))
+        try:
+            return func(*args, **kwargs)
+        finally:
+            r.api, r.sizes, r.place = outer
+
+    def sized(self, tensor: Tensor, result: Any, asked: tuple[Any, ...]) -> Any:
+        r, index = self.recorder, self.recorder.value(tensor).index
+        if isinstance(result, int):
+            return Size(result, Extent(index, asked[0] % tensor.dim()), r.escape)
+        return torch.Size([Size(int(n), Extent(index, d), r.escape) for d, n in enumerate(result)])
+
+
+def _ints(item: Any) -> Iterator[int]:
+    if isinstance(item, int):
+        if not isinstance(item, bool):
+            yield item
+    elif isinstance(item, (list, tuple)):
+        for x in item:
+            yield from _ints(x)
+    elif isinstance(item, dict):
+        for x in item.values():
+            yield from _ints(x)
+    elif isinstance(item, slice):
+        yield from _ints((item.start, item.stop, item.step))
+
+
+@contextlib.contextmanager
+def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
+    names = {id(m): n for n, m in model.named_modules()}
+    training = [m for m in model.modules() if m.training]
+    fast = torch.backends.mha.get_fastpath_enabled()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        recorder.stack.append(names.get(id(module), recorder.stack[-1]))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        recorder.stack.pop()
+
+    before = nn.modules.module.register_module_forward_pre_hook(enter)
+    after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel otherwise
+    model.eval()
+    try:
+        with remembering(model, recorder.escape):
+            yield
+    finally:
+        before.remove()
+        after.remove()
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module in training:
+            module.training = True
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return named | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _record(model: nn.Module, examples: Sequence[Example], fake: bool) -> Graph:
+    recorder, named = _Recorder(), _named(model)
+    tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
+    mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+    outputs: list[Value] = []
+    with _watching(model, recorder), torch.no_grad(), mode:
+        for example in examples:
+            if fake:
+                example = tree_map(lambda t: mode.from_tensor(t) if isinstance(t, Tensor) else t, example)
+            with _Dispatch(recorder), _Function(recorder):
+                out = run(model, example)
+            outputs += [recorder.value(t) for t in tensors_of(out)]
+    attributes = {
+        leaf
+        for call in recorder.calls
+        for size in call.sizes
+        for leaf in leaves(expression(size))
+        if isinstance(leaf, Attribute)
+    }
+    integers = {n: t for n, t in named.items() if t.dtype == torch.long and t.device.type != "meta"}
+    return Graph(
+        calls=tuple(recorder.calls),
+        shapes=tuple(v.shape for v in recorder.values.values()),
+        tensors=tensors,
+        parameters=frozenset(n for n, t in named.items() if isinstance(t, nn.Parameter)),
+        floating=frozenset(n for n, t in named.items() if t.dtype.is_floating_point or t.dtype.is_complex),
+        constants={n: np.asarray(t.detach().cpu().numpy()) for n, t in integers.items()},
+        itemsize={n: t.element_size() for n, t in named.items()},
+        outputs=tuple(outputs),
+        escapes=tuple(recorder.escapes),
+        attributes={a: read_attribute(model, a) for a in attributes},
+        fake=fake,
+    )
+
+
+def trace(model: nn.Module, example: Example, also: Sequence[Example] = ()) -> Graph:
+    """Record every ATen call that the model makes on an example; the model is left as it was.
+
+    One pass in evaluation mode on fake tensors (no arithmetic, no memory), on real ones where an op has no fake
+    kernel. Time and memory grow with the number of calls, not with the size of the weights.
+
+    Args:
+        model: any module. example: what its ``forward`` takes.
+        also: further examples (other lengths, masks, batch sizes); what any of them does constrains the cut.
+
+    Raises:
+        TraceError: the model does not run on an example.
+
+    Example:
+        >>> graph = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
+        >>> [call.op for call in graph.calls if call.op != "aten::t"]
+        ['aten::addmm', 'aten::relu', 'aten::addmm']
+    """
+    examples = [example, *also]
+    for e in examples:
+        as_call(e)
+    try:
+        return _record(model, examples, fake=True)
+    except Exception as first:
+        state = {n: b.detach().clone() for n, b in model.named_buffers()}
+        try:
+            return _record(model, examples, fake=False)
+        except Exception as second:
+            given = [tuple(t.shape) for t in tensors_of(as_call(example))]
+            raise TraceError(
+                f"{type(model).__name__} does not run on the example (tensor shapes {given}): "
+                f"{type(second).__name__}: {str(second).splitlines()[0] if str(second) else ''}. "
+                "Give what its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments. "
+                f"(On fake tensors: {type(first).__name__}: {str(first).splitlines()[0] if str(first) else ''})"
+            ) from second
+        finally:
+            with torch.no_grad():
+                for n, b in model.named_buffers():  # a real pass may write into them
+                    if n in state and b.shape == state[n].shape:
+                        b.copy_(state[n])
+
+
+def reads_extent(source: Expression) -> bool:
+    """Whether an expression reads the size of a tensor."""
+    return any(isinstance(leaf, Extent) for leaf in leaves(source))
+
+
+__all__ = ["Call", "Graph", "Place", "Value", "expression", "reads_extent", "trace"]

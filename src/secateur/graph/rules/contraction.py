@@ -1,0 +1,83 @@
+"""Matrix products: the contracted axes go together, the others are free."""
+
+from __future__ import annotations
+
+from secateur.graph.axes import Axes, Axis
+from secateur.graph.record import Call, Value
+from secateur.graph.rules._table import table
+
+
+def _contract(axes: Axes, x: Value, i: int, y: Value, j: int) -> None:
+    """Sum over dim ``i`` of x and dim ``j`` of y."""
+    a, b = axes[x][i], axes[y][j]
+    axes.tie(a, b, "is contracted with an axis that is not tracked")
+    for axis, value, other in ((a, x, y), (b, y, x)):
+        if value.weight and not other.weight and axis is not None:
+            axes.inputs.append(axis)
+
+
+def _weight_label(axes: Axes, w: Value, out: Axis) -> None:
+    if w.weight:
+        axes.label(out, "neuron")
+
+
+def mm(axes: Axes, call: Call) -> list[Axis]:
+    """(m, k) @ (k, n)."""
+    x, y = call.args.get("self"), call["mat2"]
+    if call.op == "aten::addmm":
+        x = call["mat1"]
+    _contract(axes, x, 1, y, 0)
+    (m, k), (_, n) = axes[x], axes[y]
+    axes.count_macs(m, k, n, value=(*x.shape, y.shape[1]))
+    _weight_label(axes, y, n)
+    if call.op == "aten::addmm" and call["self"].shape[-1] > 1:
+        axes.tie(axes[call["self"]][-1], n)
+    return [m, n]
+
+
+def bmm(axes: Axes, call: Call) -> list[Axis]:
+    """(b, m, k) @ (b, k, n): batch dims that can be cut are heads."""
+    x, y = (call["batch1"], call["batch2"]) if call.op == "aten::baddbmm" else (call["self"], call["mat2"])
+    _contract(axes, x, 2, y, 1)
+    (b, m, k), (c, _, n) = axes[x], axes[y]
+    axes.tie(b, c)
+    axes.label(b, "head")
+    if not (x.weight or y.weight):
+        axes.label(k, "head_dim")
+    axes.count_macs(b, m, k, n, value=(*x.shape, y.shape[2]))
+    out = [b, m, n]
+    if call.op == "aten::baddbmm":
+        bias = call["self"]
+        for mine, theirs, size in zip(out, axes[bias], bias.shape, strict=True):
+            if size > 1:
+                axes.tie(mine, theirs)
+    return out
+
+
+def mv(axes: Axes, call: Call) -> list[Axis]:
+    """(m, k) @ (k)."""
+    x, y = call["self"], call["vec"]
+    _contract(axes, x, 1, y, 0)
+    axes.count_macs(*axes[x], value=x.shape)
+    return [axes[x][0]]
+
+
+def dot(axes: Axes, call: Call) -> list[Axis]:
+    """(k) @ (k)."""
+    _contract(axes, call["self"], 0, call["tensor"], 0)
+    return []
+
+
+def linear(axes: Axes, call: Call) -> list[Axis]:
+    """x @ w.T + b, left whole by some kernels."""
+    x, w = call["input"], call["weight"]
+    _contract(axes, x, x.ndim - 1, w, 1)
+    out, inner = axes[w]
+    axes.count_macs(*axes[x][:-1], out, inner, value=(*x.shape[:-1], *w.shape))
+    _weight_label(axes, w, out)
+    if call["bias"] is not None:
+        axes.tie(axes[call["bias"]][0], out)
+    return [*axes[x][:-1], out]
+
+
+RULES = table(("mm addmm", mm), ("bmm baddbmm", bmm), ("mv", mv), ("dot vdot", dot), ("linear", linear))

@@ -1,0 +1,93 @@
+"""Convolutions of any rank: plain, depthwise, grouped, transposed."""
+
+from __future__ import annotations
+
+import math
+
+from secateur.graph.axes import Axes, Axis
+from secateur.graph.record import Call
+from secateur.graph.rules._table import table
+from secateur.graph.sizes import Size
+
+
+def convolution(axes: Axes, call: Call) -> list[Axis]:
+    """(N, Ci, *) with weights (Co, Ci / g, *), or (Ci, Co / g, *) when transposed.
+
+    With ``g`` groups the channel axis is a (g, c) rectangle: a group goes as a whole, or the same channel goes from
+    every group.
+    """
+    x, w, groups = call["input"], call["weight"], call["groups"]
+    channels, taps = axes[x][1], axes[w][2:]
+    axes.pin("is a kernel tap", *taps)
+    if groups == 1:
+        out = _dense(axes, call, channels)
+    elif call["transposed"]:
+        axes.pin("feeds a grouped transposed convolution", channels, *axes[w][:2])
+        out = None
+    else:
+        out = _grouped(axes, call, channels)
+    axes.label(out, "channel")
+    if call["bias"] is not None:
+        axes.tie(axes[call["bias"]][0], out)
+    space = x.shape[2:] if call["transposed"] else call.out.shape[2:]
+    inner = axes[w][0 if call["transposed"] else 1]
+    axes.count_macs(
+        None,
+        out,
+        inner,
+        None,
+        value=(
+            call.out.shape[0],
+            call.out.shape[1],
+            w.shape[0] // groups if call["transposed"] else w.shape[1],
+            math.prod(space) * math.prod(w.shape[2:]),
+        ),
+    )
+    return [axes[x][0], out, *[None] * (call.out.ndim - 2)]
+
+
+def _dense(axes: Axes, call: Call, channels: Axis) -> Axis:
+    w = call["weight"]
+    inner, out = (0, 1) if call["transposed"] else (1, 0)
+    axes.tie(channels, axes[w][inner], "is the number of input channels")
+    weights = axes[w][inner]
+    if w.weight and weights is not None:
+        axes.inputs.append(weights)
+    return axes[w][out]
+
+
+def _grouped(axes: Axes, call: Call, channels: Axis) -> Axis:
+    """Groups are rows; channels inside a group are columns."""
+    x, w, g = call["input"], call["weight"], call["groups"]
+    out, inner = axes[w][:2]
+    assert out is not None
+    if channels is None:
+        axes.pin("feeds a grouped convolution whose input is not tracked", out, inner)
+        return out
+    depthwise = g == x.shape[1]
+    rows, columns = (channels, None) if depthwise else axes.split(channels, [g, len(channels) // g])
+    if depthwise:
+        axes.pin("is the only channel of its group", inner)
+    elif rows is None:
+        axes.pin("feeds a grouped convolution that cannot be told apart", channels, out, inner)
+        return out
+    else:
+        axes.tie(columns, inner)
+        if w.weight and inner is not None:
+            axes.inputs.append(inner)
+    multiplier = len(out) // g
+    axes.tie(out if multiplier == 1 else axes.split(out, [g, multiplier])[0], rows)
+    tagged = [s for s in call.sizes if isinstance(s, Size) and int(s) == g]
+    axes.expect(tagged[-1] if tagged else g, rows, call)
+    return out
+
+
+def unpack(axes: Axes, call: Call) -> list[Axis]:
+    """oneDNN's convolution names its arguments a little differently."""
+    filled = {"transposed": False, "groups": 1, "input": call.args.get("self", call.args.get("input")), **call.args}
+    return convolution(
+        axes, Call(call.op, filled, call.outs, call.place, call.api, call.sizes, call.pointwise)
+    )
+
+
+RULES = table(("convolution _convolution cudnn_convolution", convolution), ("mkldnn_convolution conv2d", unpack))

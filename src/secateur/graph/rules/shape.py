@@ -1,0 +1,323 @@
+"""Ops that move positions about: views, permutes, concats, splits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from secateur.graph.axes import Axes, Axis
+from secateur.graph.record import Call, reads_extent
+from secateur.graph.rules._table import dims_of, table
+from secateur.graph.sizes import Size, expression
+
+
+def view(axes: Axes, call: Call) -> list[Axis]:
+    """Blocks of dims with equal products correspond; within a block the axes are merged, then split."""
+    source, into = call["self"].shape, call.out.shape
+    ids, out = axes[call["self"]], []
+    if 0 in source:
+        return [None] * len(into)
+    i = j = 0
+    while i < len(source) or j < len(into):
+        i0, j0 = i, j
+        i, j = min(i + 1, len(source)), min(j + 1, len(into))
+        while math.prod(source[i0:i]) != math.prod(into[j0:j]):
+            if math.prod(source[i0:i]) < math.prod(into[j0:j]):
+                i += 1
+            else:
+                j += 1
+        if j0 != j:
+            out += _block(axes, ids[i0:i], source[i0:i], into[j0:j])
+    _expect_view(axes, call, out)
+    return out
+
+
+def _block(axes: Axes, ids: list[Axis], source: tuple[int, ...], into: tuple[int, ...]) -> list[Axis]:
+    wide_in = [d for d, n in enumerate(source) if n > 1]
+    wide_out = [d for d, n in enumerate(into) if n > 1]
+    if not wide_in:
+        return [None] * len(into)
+    if len(wide_in) == len(wide_out) == 1:
+        return [ids[wide_in[0]] if d == wide_out[0] else None for d in range(len(into))]
+    return axes.split(axes.merge(ids, source), into)
+
+
+def _expect_view(axes: Axes, call: Call, out: list[Axis]) -> None:
+    """The sizes written in the code must follow the cut."""
+    sizes, n = list(call.sizes), len(out)
+    if call.api == "unflatten":
+        at = sizes.pop(0) % call["self"].ndim
+        sizes = [-1] * at + sizes + [-1] * (n - at - len(sizes))
+    if call.api in ("view", "reshape", "unflatten", "_unsafe_view") and len(sizes) == n:
+        for size, axis in zip(sizes, out, strict=True):
+            axes.expect(size, axis, call)
+    elif call.api == "multi_head_attention_forward" and call["self"].shape != call.out.shape:
+        axes.pin("reshaped inside nn.MultiheadAttention by sizes that cannot be followed", *out)
+
+
+def permute(axes: Axes, call: Call) -> list[Axis]:
+    """Dims in another order."""
+    ids = axes[call["self"]]
+    return [ids[d] for d in call["dims"]]
+
+
+def transpose(axes: Axes, call: Call) -> list[Axis]:
+    """Two dims change places."""
+    ids = axes[call["self"]]
+    a, b = call["dim0"], call["dim1"]
+    ids[a], ids[b] = ids[b], ids[a]
+    return ids
+
+
+def t(axes: Axes, call: Call) -> list[Axis]:
+    """All dims reversed (two of them at most)."""
+    return axes[call["self"]][::-1]
+
+
+def expand(axes: Axes, call: Call) -> list[Axis]:
+    """Dims of size one are repeated; the others keep their positions and the size they are given."""
+    source = call["self"]
+    lead = call.out.ndim - source.ndim
+    sizes = list(call.sizes) if call.api == "expand" and len(call.sizes) == call.out.ndim else [-1] * call.out.ndim
+    out: list[Axis] = [None] * lead
+    for axis, before, after, size in zip(
+        axes[source], source.shape, call.out.shape[lead:], sizes[lead:], strict=True
+    ):
+        out.append(axis if before == after else None)
+        if before == after > 1:
+            axes.expect(size, axis, call)
+    return out
+
+
+def unsqueeze(axes: Axes, call: Call) -> list[Axis]:
+    """A new dim of size one."""
+    ids = axes[call["self"]]
+    ids.insert(call["dim"] % call.out.ndim, None)
+    return ids
+
+
+def squeeze(axes: Axes, call: Call) -> list[Axis]:
+    """Dims of size one go."""
+    source = call["self"]
+    gone = [d for d in dims_of(call.args.get("dim"), source.ndim) if source.shape[d] == 1]
+    return [a for d, a in enumerate(axes[source]) if d not in gone]
+
+
+def cat(axes: Axes, call: Call) -> list[Axis]:
+    """Positions one after another along the dim; the other dims are tied."""
+    out_dims = call.out.ndim
+    parts = [v for v in call["tensors"] if not (v.shape == (0,) and out_dims != 1)]
+    d = call["dim"] % out_dims
+    out = axes[parts[0]]
+    along = [axes[v][d] for v in parts]
+    if any(a is not None for a in along):
+        filled = []
+        for v, a in zip(parts, along, strict=True):
+            if a is None:
+                a = axes.fresh(v.shape[d])
+                axes.pin("is concatenated from something that is not tracked", a)
+            filled.append(a)
+        out[d] = np.concatenate(filled)
+    for v in parts[1:]:
+        for e, axis in enumerate(axes[v]):
+            if e != d and v.shape[e] > 1:
+                axes.tie(out[e], axis)
+    return out
+
+
+def stack(axes: Axes, call: Call) -> list[Axis]:
+    """A new dim over tensors that are tied."""
+    out = axes[call["tensors"][0]]
+    for v in call["tensors"][1:]:
+        for a, b in zip(out, axes[v], strict=True):
+            axes.tie(a, b)
+    out.insert(call["dim"] % call.out.ndim, None)
+    return out
+
+
+def split(axes: Axes, call: Call) -> list[list[Axis]]:
+    """Runs of positions; equal runs given by a number of chunks stay equal."""
+    source = call["self"]
+    d = call["dim"] % source.ndim
+    ids, outs, at = axes[source], [], 0
+    parts = [v for v in call.outs if v is not None]
+    for v in parts:
+        run = slice(at, at + v.shape[d])
+        outs.append([a[run] if a is not None and e == d else a for e, a in enumerate(ids)])
+        at += v.shape[d]
+    if ids[d] is None:
+        return outs
+    by_size = call.api in ("split", "split_with_sizes", "unsafe_split", "tensor_split")
+    sizes = _split_sizes(call, [v.shape[d] for v in parts]) if by_size else []
+    if sizes:
+        for size, axis in zip(sizes, outs, strict=True):
+            axes.expect(size, axis[d], call)
+    if len({v.shape[d] for v in parts}) == 1 and (not by_size or call.op.endswith("split.Tensor") or len(set(sizes)) <= 1):
+        for axis in outs[1:]:  # one size for all runs: they must stay equal
+            axes.tie(outs[0][d], axis[d])
+    return outs
+
+
+def _split_sizes(call: Call, found: list[int]) -> list[int]:
+    """The ints of the code that say how long each run is: one for all, or one each."""
+    given = list(call.sizes)
+    for start in range(len(given) - len(found) + 1):
+        if [int(s) for s in given[start : start + len(found)]] == found:
+            return given[start : start + len(found)]
+    one = [s for s in given if int(s) == found[0]]
+    return [one[0]] * len(found) if one else []
+
+
+def slice_(axes: Axes, call: Call) -> list[Axis]:
+    """A run of positions; its bounds in the code must follow the cut."""
+    source = call["self"]
+    d = call["dim"] % source.ndim
+    n, ids = source.shape[d], axes[source]
+    axis = ids[d]
+    if axis is None:
+        return ids
+    start, end = (
+        min(max(k + n if k < 0 else k, 0), n)
+        for k in (call["start"] or 0, n if call["end"] is None else call["end"])
+    )
+    ids[d] = axis[start : end : call["step"]]
+    if call["step"] != 1:
+        axes.pin("is sliced with a step", axis)
+    tagged = [s for s in call.sizes if isinstance(s, Size)]
+    for cut in {start, end} - {0, n}:
+        hits = [s for s in tagged if int(s) in (cut, cut - n)]
+        if hits and 2 * cut == n and reads_extent(expression(hits[0])):
+            axes.tie(axis[:cut], axis[cut:])  # x[..., : x.shape[-1] // 2]
+        elif hits and int(hits[0]) > 0:
+            axes.expect(hits[0], axis[:cut], call)
+        else:
+            counted_back = any(int(k) == cut - n for k in call.sizes)
+            axes.pin("is sliced at a literal position", axis if counted_back else axis[:cut])
+    return ids
+
+
+def select(axes: Axes, call: Call) -> list[Axis]:
+    """One position is taken by its number: the axis stays."""
+    ids = axes[call["self"]]
+    axes.pin("one of its positions is taken by number", ids.pop(call["dim"] % call["self"].ndim))
+    return ids
+
+
+def unbind(axes: Axes, call: Call) -> list[list[Axis]]:
+    """Every position becomes a tensor: the axis stays."""
+    ids = axes[call["self"]]
+    axes.pin("is unbound into separate tensors", ids.pop(call["dim"] % call["self"].ndim))
+    return [list(ids) for _ in call.outs]
+
+
+def flip(axes: Axes, call: Call) -> list[Axis]:
+    """Positions in reverse."""
+    ids = axes[call["self"]]
+    for d in call["dims"]:
+        axis = ids[d]
+        ids[d] = None if axis is None else axis[::-1].copy()
+    return ids
+
+
+def roll(axes: Axes, call: Call) -> list[Axis]:
+    """Positions move round; the block that wraps keeps its count, as the shift is a literal."""
+    ids = axes[call["self"]]
+    if not call["dims"]:
+        axes.pin("is rolled as a flat tensor", *ids)
+        return [None] * call.out.ndim
+    for shift, d in zip(call["shifts"], call["dims"], strict=True):
+        axis = ids[d]
+        if axis is not None:
+            k = shift % len(axis)
+            axes.pin("wraps round in a roll by a literal shift", axis[len(axis) - k :] if k else None)
+            ids[d] = np.roll(axis, k)
+    return ids
+
+
+def repeat(axes: Axes, call: Call) -> list[Axis]:
+    """Tiles."""
+    ids: list[Axis] = [None] * (call.out.ndim - call["self"].ndim) + axes[call["self"]]
+    return [None if a is None else np.tile(a, k) for a, k in zip(ids, call["repeats"], strict=True)]
+
+
+def repeat_interleave(axes: Axes, call: Call) -> list[Axis]:
+    """Every position repeated a fixed number of times along a dim."""
+    ids, d = axes[call["self"]], call.args.get("dim")
+    if d is None or not isinstance(call["repeats"], int):
+        axes.pin("is repeated by a tensor of counts", *ids)
+        return [None] * call.out.ndim
+    axis = ids[d]
+    ids[d] = None if axis is None else np.repeat(axis, call["repeats"])
+    return ids
+
+
+def pad(axes: Axes, call: Call) -> list[Axis]:
+    """Constant padding: new positions that stay, and the old ones."""
+    ids, widths = axes[call["self"]], call["pad"]
+    for k in range(len(widths) // 2):
+        d = call.out.ndim - 1 - k
+        left, right = widths[2 * k : 2 * k + 2]
+        axis = ids[d]
+        if axis is None or not (left or right):
+            continue
+        if left < 0 or right < 0:
+            axes.pin("is cropped by negative padding", axis)
+            ids[d] = None
+            continue
+        before, after = axes.fresh(left), axes.fresh(right)
+        axes.pin("is padding", before, after)
+        ids[d] = np.concatenate([before, axis, after])
+    return ids
+
+
+def pixel_shuffle(axes: Axes, call: Call) -> list[Axis]:
+    """Channels (C r r) become C channels and space."""
+    ids, r = axes[call["self"]], call["upscale_factor"] ** 2
+    channels = ids[-3]
+    if channels is not None:
+        kept, inner = axes.split(channels, [len(channels) // r, r])
+        axes.pin("becomes space in a pixel shuffle", inner)
+        ids[-3] = kept
+    return [*ids[:-2], None, None]
+
+
+def pixel_unshuffle(axes: Axes, call: Call) -> list[Axis]:
+    """C channels and space become (C r r) channels."""
+    ids, r = axes[call["self"]], call["downscale_factor"] ** 2
+    channels = ids[-3]
+    if channels is not None:
+        ids[-3] = np.repeat(channels, r)
+    return [*ids[:-2], None, None]
+
+
+def im2col(axes: Axes, call: Call) -> list[Axis]:
+    """Every channel becomes its taps, one after another."""
+    ids = axes[call["self"]]
+    channels = ids[1]
+    return [ids[0], None if channels is None else np.repeat(channels, math.prod(call["kernel_size"])), None]
+
+
+RULES = table(
+    ("view _unsafe_view _reshape_alias reshape", view),
+    ("permute", permute),
+    ("transpose transpose_", transpose),
+    ("t t_ numpy_T adjoint", t),
+    ("expand", expand),
+    ("unsqueeze unsqueeze_", unsqueeze),
+    ("squeeze squeeze_", squeeze),
+    ("cat concat", cat),
+    ("stack", stack),
+    ("split split_with_sizes unsafe_split chunk unsafe_chunk unsafe_split_with_sizes", split),
+    ("slice", slice_),
+    ("select", select),
+    ("unbind", unbind),
+    ("flip", flip),
+    ("roll", roll),
+    ("repeat", repeat),
+    ("repeat_interleave", repeat_interleave),
+    ("constant_pad_nd", pad),
+    ("pixel_shuffle", pixel_shuffle),
+    ("pixel_unshuffle", pixel_unshuffle),
+    ("im2col", im2col),
+)

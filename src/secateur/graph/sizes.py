@@ -1,0 +1,196 @@
+"""Integers that remember where they came from, so that constants in the code can follow a cut.
+
+While a model is recorded, every int attribute of every module is a `Size`: arithmetic keeps an expression over
+attributes and tensor sizes, and the recorder sees which expression set each size of a ``view`` or ``split``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An int that a module holds: ``path`` may go through an object or a tuple (``config.heads``, ``shape.0``)."""
+
+    module: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.path}".lstrip(".")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The size of one dimension of a recorded value."""
+
+    value: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """An int operator applied to two expressions."""
+
+    op: str
+    left: Expression
+    right: Expression
+
+
+Expression: TypeAlias = Attribute | Extent | Arithmetic | int
+
+
+class Size(int):
+    """An int with the expression that made it; ``escape`` hears of it when it turns into a float."""
+
+    source: Expression
+    escape: Callable[[Expression], None]
+
+    def __new__(cls, value: int, source: Expression, escape: Callable[[Expression], None]) -> Size:
+        """A plain int in every respect but its memory."""
+        made = int.__new__(cls, value)
+        made.source = source
+        made.escape = escape
+        return made
+
+    def __neg__(self) -> Size:
+        return Size(-int(self), Arithmetic("__rsub__", self.source, 0), self.escape)
+
+    def __float__(self) -> float:
+        self.escape(self.source)
+        return float(int(self))
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return int, (int(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> int:
+        return int(self)
+
+    def __copy__(self) -> int:
+        return int(self)
+
+
+def expression(value: int) -> Expression:
+    """The expression behind an int; a literal is itself."""
+    return value.source if isinstance(value, Size) else int(value)
+
+
+def _keeps(op: str) -> Callable[[Size, Any], Any]:
+    plain = getattr(int, op)
+
+    def apply(self: Size, other: Any) -> Any:
+        result = plain(int(self), int(other) if isinstance(other, int) else other)
+        if type(result) is not int:
+            return result
+        return Size(result, Arithmetic(op, self.source, expression(other)), self.escape)
+
+    return apply
+
+
+def _escapes(op: str) -> Callable[..., Any]:
+    plain = getattr(float, op)
+
+    def apply(self: Size, *others: Any) -> Any:
+        self.escape(self.source)
+        return plain(float(int(self)), *others)
+
+    return apply
+
+
+for _op in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod"):
+    setattr(Size, f"__{_op}__", _keeps(f"__{_op}__"))
+for _op in ("truediv", "rtruediv", "pow"):
+    setattr(Size, f"__{_op}__", _escapes(f"__{_op}__"))
+
+
+def leaves(source: Expression) -> Iterator[Attribute | Extent]:
+    """Attributes and extents that an expression reads."""
+    if isinstance(source, Arithmetic):
+        yield from leaves(source.left)
+        yield from leaves(source.right)
+    elif not isinstance(source, int):
+        yield source
+
+
+def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> int:
+    """The value of an expression when its leaves have the values that ``read`` gives.
+
+    Raises:
+        ZeroDivisionError: a size that was cut to nothing divides another.
+    """
+    if isinstance(source, int):
+        return source
+    if isinstance(source, Arithmetic):
+        result: int = getattr(int, source.op)(evaluate(source.left, read), evaluate(source.right, read))
+        return result
+    return read(source)
+
+
+def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(module path, prefix, dict) of every dict that may hold int attributes: the modules' own and their configs'."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = vars(module)
+        yield name, "", own
+        for key, value in list(own.items()):
+            plain = isinstance(value, (nn.Module, type)) or callable(value) or key.startswith("_")
+            if not plain and hasattr(value, "__dict__") and id(value) not in seen:
+                seen.add(id(value))
+                yield name, f"{key}.", vars(value)
+
+
+@contextlib.contextmanager
+def remembering(model: nn.Module, escape: Callable[[Expression], None]) -> Iterator[None]:
+    """Turn the model's int attributes into `Size` for the time of a recording, then put them back."""
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    for module, prefix, holder in _holders(model):
+        for key, value in list(holder.items()):
+            path = prefix + key
+            if type(value) is int and value > 1:
+                tagged: Any = Size(value, Attribute(module, path), escape)
+            elif type(value) in (tuple, list) and value and all(type(i) is int for i in value):
+                tagged = type(value)(
+                    Size(i, Attribute(module, f"{path}.{j}"), escape) for j, i in enumerate(value)
+                )
+            else:
+                continue
+            undo.append((holder, key, value))
+            holder[key] = tagged
+    try:
+        yield
+    finally:
+        for holder, key, value in undo:
+            holder[key] = value
+        for _, _, holder in _holders(model):  # what the forward pass stored on the way
+            for key, value in list(holder.items()):
+                if type(value) is Size:
+                    holder[key] = int(value)
+
+
+def read_attribute(model: nn.Module, at: Attribute) -> int:
+    """Value of an attribute now."""
+    value: Any = model.get_submodule(at.module)
+    for step in at.path.split("."):
+        value = value[int(step)] if step.isdigit() else getattr(value, step)
+    return int(value)
+
+
+def write_attribute(model: nn.Module, at: Attribute, value: int) -> None:
+    """Set an attribute; an element of a tuple replaces the tuple."""
+    holder: Any = model.get_submodule(at.module)
+    *way, last = at.path.split(".")
+    if last.isdigit():
+        for step in way[:-1]:
+            holder = getattr(holder, step)
+        items = list(getattr(holder, way[-1]))
+        items[int(last)] = value
+        vars(holder)[way[-1]] = type(getattr(holder, way[-1]))(items)
+    else:
+        for step in way:
+            holder = getattr(holder, step)
+        vars(holder)[last] = value
