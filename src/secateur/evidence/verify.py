@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from secateur.errors import PlanError
 from secateur.graph.surgery import apply, masked
@@ -46,6 +49,18 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
     return Report(ok=all(r.ok is not False for r in rows), max_error=error, rows=tuple(rows))
 
 
+class _AllDouble(TorchFunctionMode):
+    """Models that compute a norm in float32 whatever they are given would round the difference away or blow it up."""
+
+    _low = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
+            return args[0].double()
+        args, kwargs = tree_map(lambda a: torch.float64 if isinstance(a, torch.dtype) and a in self._low else a, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
 def _perturbed(model: nn.Module) -> nn.Module:
     """A float64 evaluation copy, every floating parameter and statistic moved by a seeded draw."""
     double = copy.deepcopy(model).double().eval()
@@ -76,7 +91,7 @@ def _as_double(example: Example) -> Example:
 
 def _difference(a: nn.Module, b: nn.Module, example: Example) -> tuple[float, float]:
     """Largest difference over the largest output, and that output."""
-    with torch.inference_mode():
+    with torch.inference_mode(), _AllDouble():
         left, right = tensors_of(run(a, example)), tensors_of(run(b, example))
     worst, scale = 0.0, 0.0
     if len(left) != len(right):

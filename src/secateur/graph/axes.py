@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from secateur.graph.record import Call, Graph, Place, Value
-from secateur.graph.sizes import Expression, Extent, Size, expression
-from secateur.types import Bools, Ints
+from secateur.graph.sizes import Expression, Size, expression
+from secateur.types import Ints
 
 Axis: TypeAlias = Ints | None
 """The ids along one dimension; None: not tracked, never cut."""
@@ -204,8 +204,3 @@ class Axes:
                 elif v.shape[-i] > 1 or axes[-i] is not None:
                     self.tie(out[-i], axes[-i], "is combined elementwise with an axis that is not tracked")
         return out
-
-    def kept(self, removed: Bools, source: Extent, sizes: Sequence[int]) -> int:
-        """Size of a recorded dimension after a cut; ``sizes`` is its shape when recorded."""
-        axis = self.ids.get(source.value, [None] * len(sizes))[source.dim]
-        return sizes[source.dim] if axis is None else int((~removed[axis]).sum())

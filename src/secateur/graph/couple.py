@@ -14,7 +14,7 @@ from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
 from secateur.graph.gather import gather
 from secateur.graph.record import Call, Graph
-from secateur.graph.repair import repair
+from secateur.graph.repair import Repairs
 from secateur.graph.rules import RULES, Rule
 from secateur.graph.sizes import Attribute, Extent, leaves
 from secateur.types import Bools, Frozen, Group, Ints, Keep
@@ -38,6 +38,7 @@ class Groups:
     _axes: Axes
     _solution: Solution
     _roots: Mapping[str, tuple[Ints, ...]]
+    _repairs: Repairs
     _cache: dict[str, Counter] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Group]:
@@ -112,7 +113,7 @@ class Groups:
         Raises:
             CoupleError: a size in the code cannot follow this cut; says which, where, and what it would have to be.
         """
-        new, bad = repair(self._axes, self._solution, self.removed(keep))
+        new, bad = self._repairs.check(self.removed(keep))
         if bad:
             raise CoupleError(f"this cut cannot be carried out: {'; '.join(bad[:3])}")
         return new
@@ -150,11 +151,12 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
     _pin_escapes(axes)
     _pin_ignored(axes, ignore)
     solution = solve(axes)
+    repairs = Repairs.of(axes, solution.root)
     found = gather(axes, solution)
     dropped: list[Frozen] = []
     groups, roots = [], {}
     for group, its_roots in found:
-        reason = _impossible(axes, solution, group, its_roots, ignore)
+        reason = _impossible(repairs, axes.n, group, its_roots, ignore)
         if reason is None:
             groups.append(group)
             roots[group.name] = its_roots
@@ -167,7 +169,7 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
             f"nothing in this model can be cut. {'; '.join(why)}. "
             "Give rules for unknown ops, shorten `ignore`, or ask for residual width with rules=sc.RESIDUAL_RULES"
         )
-    return Groups(tuple(groups), frozen, graph, tuple(dict.fromkeys(unknown)), axes, solution, roots)
+    return Groups(tuple(groups), frozen, graph, tuple(dict.fromkeys(unknown)), axes, solution, roots, repairs)
 
 
 def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
@@ -227,7 +229,7 @@ def _pin_ignored(axes: Axes, ignore: Sequence[str]) -> None:
 
 
 def _impossible(
-    axes: Axes, solution: Solution, group: Group, roots: tuple[Ints, ...], ignore: Sequence[str]
+    repairs: Repairs, n: int, group: Group, roots: tuple[Ints, ...], ignore: Sequence[str]
 ) -> tuple[str, str, str] | None:
     """Why a group cannot be cut after all: (reason, module, line)."""
     if any(fnmatch.fnmatch(group.name, p) for p in ignore):
@@ -235,9 +237,9 @@ def _impossible(
     if group.units < 2:
         return "is a single unit: cutting it would cut everything", group.module, ""
     for u in (0, group.units - 1):
-        removed = np.zeros(axes.n, bool)
+        removed = np.zeros(n, bool)
         removed[roots[0][[u]] if len(roots) == 1 and roots[0].ndim == 1 else roots[u]] = True
-        _, bad = repair(axes, solution, removed)
+        _, bad = repairs.check(removed)
         if bad:
             return bad[0], group.module, bad[0].rpartition(" at ")[2]
     return None

@@ -2,42 +2,117 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
 from secateur.graph.axes import Axes, Expected
-from secateur.graph.closure import Solution
 from secateur.graph.sizes import Arithmetic, Attribute, Expression, Extent, evaluate, leaves
-from secateur.types import Bools
+from secateur.types import Bools, Ints
 
 
-def repair(axes: Axes, solution: Solution, removed: Bools) -> tuple[dict[Attribute, int], list[str]]:
-    """Values of the attributes after a cut, and the sizes in the code that cannot be met."""
-    gone = removed[solution.root]
-    new: dict[Attribute, int] = {}
-    old: dict[Attribute, int] = {}
-    bad: list[str] = []
-    wanted = [(e, int((~gone[e.ids]).sum())) for e in axes.expected]
-    for e, count in wanted:
-        if isinstance(e.source, Attribute):
-            old[e.source] = len(e.ids)
-            if new.setdefault(e.source, count) != count:
-                bad.append(f"{e.source} is one number for two sizes, {new[e.source]} and {count}, {_at(e)}")
-            elif count != len(e.ids) and any(e.source in leaves(s) for s, _ in axes.graph.escapes):
-                bad.append(f"{e.source} is used as a number in arithmetic, {_at(e)}")
+@dataclass(frozen=True, eq=False)
+class Repairs:
+    """The sizes written in the code, ready to be checked against any cut.
 
-    def read(leaf: Attribute | Extent) -> int:
-        if isinstance(leaf, Attribute):
-            if leaf in new:
-                return new[leaf]
-            return axes.graph.attributes[leaf]
-        return axes.kept(gone, leaf, axes.graph.shapes[leaf.value])
+    ``check`` costs one pass over the ids of those sizes, and evaluates only the expressions that a cut touches.
+    """
 
-    for e, count in wanted:
-        try:
-            got = evaluate(e.source, read)
-        except ZeroDivisionError:
-            got = -1
-        if got != count:
-            bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {count}, {_at(e)}")
-    return {a: n for a, n in new.items() if n != old[a]}, bad
+    expected: tuple[Expected, ...]
+    attributes: Mapping[Attribute, int]
+    _roots: Ints  # of every axis that a size follows or reads, one after another
+    _starts: Ints
+    _lengths: Ints
+    _own: tuple[int, ...]  # expected -> its axis among them
+    _reads: tuple[tuple[int, ...], ...]  # expected -> axes its expression reads
+    _axis_of: Mapping[Extent, int]
+    _users: Mapping[Attribute, tuple[int, ...]]  # attribute -> expected that read it
+    _as_number: frozenset[Attribute]
+    _fixed: Mapping[Extent, int]  # sizes of untracked dimensions
+
+    @classmethod
+    def of(cls, axes: Axes, root: Ints) -> Repairs:
+        """Gather what a check needs."""
+        vectors: list[Ints] = []
+        axis_of: dict[Extent, int] = {}
+        fixed: dict[Extent, int] = {}
+        users: dict[Attribute, list[int]] = defaultdict(list)
+        own, reads = [], []
+        for i, e in enumerate(axes.expected):
+            own.append(len(vectors))
+            vectors.append(root[e.ids])
+            mine = []
+            for leaf in leaves(e.source):
+                if isinstance(leaf, Attribute):
+                    users[leaf].append(i)
+                    continue
+                shape = axes.graph.shapes[leaf.value]
+                ids = axes.ids.get(leaf.value, [None] * len(shape))[leaf.dim]
+                if ids is None:
+                    fixed[leaf] = shape[leaf.dim]
+                    continue
+                if leaf not in axis_of:
+                    axis_of[leaf] = len(vectors)
+                    vectors.append(root[ids])
+                mine.append(axis_of[leaf])
+            reads.append(tuple(mine))
+        lengths = np.array([len(v) for v in vectors], np.int64)
+        return cls(
+            tuple(axes.expected),
+            axes.graph.attributes,
+            np.concatenate(vectors) if vectors else np.zeros(0, np.int64),
+            (np.cumsum(lengths) - lengths).astype(np.int64),
+            lengths,
+            tuple(own),
+            tuple(reads),
+            axis_of,
+            {a: tuple(u) for a, u in users.items()},
+            frozenset(a for s, _ in axes.graph.escapes for a in leaves(s) if isinstance(a, Attribute)),
+            fixed,
+        )
+
+    def check(self, removed: Bools) -> tuple[dict[Attribute, int], list[str]]:
+        """New values of the attributes for a cut (bool by root), and the sizes that cannot be met."""
+        if not len(self._roots):
+            return {}, []
+        gone = np.add.reduceat(removed[self._roots].astype(np.int64), self._starts)
+        kept, hit = (self._lengths - gone).tolist(), (gone > 0).tolist()
+        touched = {i for i, mine in enumerate(self._reads) if hit[self._own[i]] or any(hit[j] for j in mine)}
+        new: dict[Attribute, int] = {}
+        bad: list[str] = []
+        for i in sorted(touched):
+            self._assign(self.expected[i], kept[self._own[i]], new, bad)
+        for attribute in [a for a, n in new.items() if n != self.attributes[a]]:
+            for i in self._users[attribute]:
+                if i not in touched:
+                    touched.add(i)
+                    self._assign(self.expected[i], kept[self._own[i]], new, bad)
+
+        def read(leaf: Attribute | Extent) -> int:
+            if isinstance(leaf, Attribute):
+                return new.get(leaf, self.attributes[leaf])
+            return kept[self._axis_of[leaf]] if leaf in self._axis_of else self._fixed[leaf]
+
+        for i in sorted(touched):
+            e, count = self.expected[i], kept[self._own[i]]
+            try:
+                got = evaluate(e.source, read)
+            except ZeroDivisionError:
+                got = -1
+            if got != count:
+                bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {count}, {_at(e)}")
+        return {a: n for a, n in new.items() if n != self.attributes[a]}, bad
+
+    def _assign(self, e: Expected, count: int, new: dict[Attribute, int], bad: list[str]) -> None:
+        """A size that is an attribute alone says what the attribute must be."""
+        if not isinstance(e.source, Attribute):
+            return
+        if new.setdefault(e.source, count) != count:
+            bad.append(f"{e.source} is one number for two sizes, {new[e.source]} and {count}, {_at(e)}")
+        elif count != self.attributes[e.source] and e.source in self._as_number:
+            bad.append(f"{e.source} is used as a number in arithmetic, {_at(e)}")
 
 
 def _at(e: Expected) -> str:
@@ -46,9 +121,10 @@ def _at(e: Expected) -> str:
 
 def _words(source: Expression) -> str:
     if isinstance(source, Arithmetic):
-        sign = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}[source.op.strip("_").lstrip("r")]
+        sign = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
+        name = source.op.strip("_")
         left, right = _words(source.left), _words(source.right)
-        return f"({right} {sign} {left})" if source.op.startswith("__r") else f"({left} {sign} {right})"
+        if name not in sign:  # a reflected operator
+            return f"({right} {sign[name[1:]]} {left})"
+        return f"({left} {sign[name]} {right})"
     return f"shape[{source.dim}]" if isinstance(source, Extent) else str(source)
-
-
