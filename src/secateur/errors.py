@@ -7,7 +7,8 @@ SecateurError
 ├── PlanError      a plan does not fit this model
 ├── DataError      calibration data is empty, malformed or not finite
 ├── FormatError    a file is corrupt, half written, or not one of ours
-└── TargetError    a runtime is missing, refused the model, or disagrees with torch
+├── TargetError    a runtime is missing, refused the model, or disagrees with torch
+└── ArgumentError  an argument, a run file or a name in one is not valid
 """
 
 
@@ -50,3 +51,7 @@ class FormatError(SecateurError):
 
 class TargetError(SecateurError):
     """A runtime is missing, refused the model, or disagrees with torch."""
+
+
+class ArgumentError(SecateurError):
+    """An argument, a run file or a name in one is not valid."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, PlanError
+from secateur.errors import BudgetError, DataError, PlanError
 
 if TYPE_CHECKING:
     from secateur.graph.couple import Groups
@@ -69,7 +69,9 @@ class Group:
     def __post_init__(self) -> None:
         for s in self.slices:
             if s.index.shape[0] != self.units:
-                raise PlanError(f"group {self.name}: slice {s.name} has {s.index.shape[0]} rows, not {self.units}")
+                raise PlanError(
+                    f"group {self.name}: slice {s.name} has {s.index.shape[0]} rows, not {self.units}"
+                )
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Measurement:
         target: name of the runtime. seconds: float64 (repeats,), in the order they were taken.
         threads: intra-op threads. batch: leading size of the example. nbytes: size of the artefact on disk.
         peak_bytes: peak memory of a run if the target tells it, else None.
+        note: what disturbed the timings, or "".
     """
 
     target: str
@@ -142,6 +145,7 @@ class Measurement:
     batch: int
     nbytes: int | None = None
     peak_bytes: int | None = None
+    note: str = ""
 
     @property
     def median(self) -> float:
@@ -184,12 +188,18 @@ class Artefact:
         run: runs it once on the example it was built with and returns its outputs as numpy arrays.
         nbytes: bytes on disk, or None. path: the exported file, or None.
         call: runs it on another example of the same structure.
+        target, threads, batch: where it runs, on how many intra-op threads, and the leading size of its example.
+        peak: peak memory of one run in bytes, or None where the runtime cannot tell.
     """
 
     run: Callable[[], Any]
     call: Callable[[Example], list[npt.NDArray[Any]]]
     nbytes: int | None = None
     path: str | None = None
+    target: str = ""
+    threads: int = 1
+    batch: int = 1
+    peak: Callable[[], int | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +211,8 @@ class Cost:
         dense: the value of the uncut model.
         of: ``(groups, keep) -> value``: exact for counts, predicted for latency.
         measure: for measured costs, ``(models) -> [Measurement]``, interleaved in one run; None for exact ones.
-        granularity: unit counts worth looking at (the steps of the staircase).
+        measured: for measured costs, ``(cut model, afresh) -> value``, remembered unless ``afresh``; None for exact ones.
+        target: where a measured cost is measured.
     """
 
     name: str
@@ -209,6 +220,8 @@ class Cost:
     dense: float
     of: Callable[[Groups, Keep], float]
     measure: Callable[[list[nn.Module]], list[Measurement]] | None = None
+    measured: Callable[[nn.Module, bool], float] | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,13 +244,17 @@ class Budget:
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", float(self.limit))
         if not np.isfinite(self.limit) or self.limit <= 0:
-            raise BudgetError(f"budget on {self.cost.name}: limit must be positive and finite, got {self.limit}")
+            raise BudgetError(
+                f"budget on {self.cost.name}: limit must be positive and finite, got {self.limit}"
+            )
 
     @classmethod
     def of_dense(cls, cost: Cost, fraction: float) -> Budget:
         """A fraction (0, 1] of the dense model's cost."""
         if not 0 < fraction <= 1:
-            raise BudgetError(f"budget on {cost.name}: fraction must be in (0, 1], got {fraction}; 0.5 means half")
+            raise BudgetError(
+                f"budget on {cost.name}: fraction must be in (0, 1], got {fraction}; 0.5 means half"
+            )
         return cls(cost, cost.dense * fraction, fraction)
 
 
@@ -346,7 +363,9 @@ def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return example, {}
     if isinstance(example, Mapping):
         return (), dict(example)
-    raise TypeError(f"example must be a tensor, a tuple of arguments or a dict of keyword arguments, got {type(example)}")
+    raise TypeError(
+        f"example must be a tensor, a tuple of arguments or a dict of keyword arguments, got {type(example)}"
+    )
 
 
 def run(model: nn.Module, example: Example) -> Any:
@@ -369,3 +388,38 @@ def tensors_of(output: Any) -> list[Tensor]:
     if isinstance(output, (tuple, list)):
         return [t for v in output for t in tensors_of(v)]
     return []
+
+
+def example_of(model: nn.Module) -> Callable[[Any], tuple[Example, Any]]:
+    """A function that splits a batch into its example and its targets (None where there are none).
+
+    A pair ``(example, targets)`` is told from two positional arguments by its first entry (a tuple or dict is an
+    example) and else by the number of arguments that ``model.forward`` requires: two or more make it an example.
+
+    Example:
+        >>> example_of(nn.Linear(1, 1))((torch.zeros(1), torch.ones(1)))
+        (tensor([0.]), tensor([1.]))
+    """
+    required = [
+        p
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+
+    def split(batch: Any) -> tuple[Example, Any]:
+        if isinstance(batch, Tensor):
+            return batch, None
+        if isinstance(batch, Mapping):
+            return dict(batch), None
+        if not isinstance(batch, (tuple, list)):
+            raise DataError(
+                "a batch must be a tensor, a tuple, a dict or a pair (example, targets), "
+                f"got {type(batch).__name__}"
+            )
+        if len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
+            return (dict(batch[0]) if isinstance(batch[0], Mapping) else tuple(batch[0])), batch[1]
+        if len(batch) == 2 and len(required) < 2:
+            return batch[0], batch[1]
+        return tuple(batch), None
+
+    return split

@@ -1,0 +1,1 @@
+"""How much goes where: costs, budgets, allocations, plans."""

@@ -1,0 +1,1 @@
+"""Proof and figures: verification, quality, reports."""

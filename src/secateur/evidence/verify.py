@@ -16,7 +16,9 @@ from secateur.graph.surgery import apply, masked
 from secateur.types import Example, Plan, Report, Row, run, tensors_of
 
 
-def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, tolerance: float = 1e-10) -> Report:
+def verify(
+    model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, tolerance: float = 1e-10
+) -> Report:
     """Check that ``small`` is the plan carried out on ``model``, and that the cut is exact.
 
     In float64, with every weight perturbed (zeros and ones hide errors), the shrunk model must equal the masked one
@@ -34,7 +36,9 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
     error, scale = _difference(masked(plan, double), apply(plan, double), inputs)
     control = _control(plan, double, inputs)
     rows = [
-        Row("masked against shrunk, float64", "relative", pruned=error, asked=tolerance, ok=error <= tolerance),
+        Row(
+            "masked against shrunk, float64", "relative", pruned=error, asked=tolerance, ok=error <= tolerance
+        ),
         Row(
             "control: another draw must differ",
             "relative",
@@ -57,7 +61,10 @@ class _AllDouble(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             return args[0].double()
-        args, kwargs = tree_map(lambda a: torch.float64 if isinstance(a, torch.dtype) and a in self._low else a, (args, kwargs or {}))
+        args, kwargs = tree_map(
+            lambda a: torch.float64 if isinstance(a, torch.dtype) and a in self._low else a,
+            (args, kwargs or {}),
+        )
         return func(*args, **kwargs)
 
 

@@ -1,0 +1,1 @@
+"""What a model does, what must go together, and the cut itself."""

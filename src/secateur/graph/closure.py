@@ -87,9 +87,7 @@ def _simplify(n: int, root: Ints, pinned: Bools, cells: Ints) -> tuple[Ints, Boo
             pinned[v[pinned[x]]] = True
         pinned[x[pinned[y] & pinned[z]]] = True
         ties = [
-            (x[m], v[m])
-            for m, v in ((pinned[y], z), (pinned[z], y), (y == z, y))
-            if (x[m] != v[m]).any()
+            (x[m], v[m]) for m, v in ((pinned[y], z), (pinned[z], y), (y == z, y)) if (x[m] != v[m]).any()
         ]
         same = (y[1:] == y[:-1]) & (z[1:] == z[:-1]) & (x[1:] != x[:-1])
         if same.any():

@@ -96,7 +96,10 @@ class Groups:
                 terms = self._axes.work
             else:
                 terms = [
-                    (self.graph.itemsize[name] if what == "nbytes" else 1, tuple(a for a in ids if a is not None))
+                    (
+                        self.graph.itemsize[name] if what == "nbytes" else 1,
+                        tuple(a for a in ids if a is not None),
+                    )
                     for name, ids in self._tensor_ids(what == "params")
                 ]
             self._cache[what] = Counter.of(terms, self._solution.root)
@@ -161,7 +164,9 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
             groups.append(group)
             roots[group.name] = its_roots
         else:
-            dropped += [Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"][:1]
+            dropped += [
+                Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"
+            ][:1]
     frozen = (*_frozen(axes, solution), *dropped)
     if not groups:
         why = sorted({f"{f.name}: {f.reason} ({f.line})" for f in frozen if f.size > 1})[:6]
@@ -200,12 +205,14 @@ def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
 
 
 def _store(axes: Axes, call: Call, result: list[object]) -> None:
-    many = result if result and isinstance(result[0], list) or len(call.outs) > 1 else [result]
+    many = result if (result and isinstance(result[0], list)) or len(call.outs) > 1 else [result]
     for v, ids in zip(call.outs, many, strict=False):
         if v is None:
             continue
         assert isinstance(ids, list)
-        if len(ids) != v.ndim or any(a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)):
+        if len(ids) != v.ndim or any(
+            a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)
+        ):
             raise ValueError(f"ids {[None if a is None else len(a) for a in ids]} for shape {v.shape}")
         axes.ids[v.index] = ids
 
@@ -260,5 +267,7 @@ def _frozen(axes: Axes, solution: Solution) -> Iterator[Frozen]:
                 known = first[roots[stuck]]
                 known = known[known >= 0]
                 pin = axes.pins[int(known[0])] if len(known) else None
-                reason, place = (pin.reason, pin.place) if pin else ("is part of a cell that must stay", axes.place)
+                reason, place = (
+                    (pin.reason, pin.place) if pin else ("is part of a cell that must stay", axes.place)
+                )
                 yield Frozen(name, d, int(stuck.sum()), reason, place.module, place.line)

@@ -10,6 +10,7 @@ from secateur.graph.axes import Axes
 from secateur.graph.closure import Solution
 from secateur.types import Group, Ints, Slice
 
+
 def _positions(axes: Axes, solution: Solution) -> tuple[list[tuple[str, int]], Ints, Ints, Ints]:
     """Every position of every tensor axis that may go: (key, position, root); keys index the returned list."""
     keys, which, where, root = [], [], [], []
@@ -50,7 +51,11 @@ def gather(axes: Axes, solution: Solution) -> list[tuple[Group, tuple[Ints, ...]
     found.sort(key=lambda f: min((order[keys[k][0]], keys[k][1]) for k, _ in f[1]))
     for roots, parts in found:
         slices = tuple(
-            Slice(*keys[k], idx, "in" if axes.ids[axes.graph.tensors[keys[k][0]].index][keys[k][1]][0] in inputs else "out")  # type: ignore[index]
+            Slice(
+                *keys[k],
+                idx,
+                "in" if axes.ids[axes.graph.tensors[keys[k][0]].index][keys[k][1]][0] in inputs else "out",
+            )  # type: ignore[index]
             for k, idx in sorted(parts, key=lambda p: (order[keys[p[0]][0]], keys[p[0]][1]))
         )
         if len(roots) < 1 or not any(s.name in axes.graph.floating for s in slices):
@@ -88,7 +93,9 @@ def _named(slices: tuple[Slice, ...], roots: list[Ints], labels: dict[int, str],
     weights = [s for s in makers if s.name.endswith("weight")] or makers
     module = weights[0].name.rpartition(".")[0]
     base = f"{module or weights[0].name}:{kind}"
-    name = base if base not in taken else next(n for i in itertools.count(2) if (n := f"{base}{i}") not in taken)
+    name = (
+        base if base not in taken else next(n for i in itertools.count(2) if (n := f"{base}{i}") not in taken)
+    )
     taken.add(name)
     return Group(name, kind, len(roots), slices, module)
 
@@ -144,7 +151,9 @@ def _celled_groups(
         at = np.concatenate([np.arange(a, b) for a, b in zip(lo, hi, strict=True)])
         if not len(at):
             continue
-        atoms = closure[~defined[closure]]  # rows and columns cut the same axes: told apart by where they were born
+        atoms = closure[
+            ~defined[closure]
+        ]  # rows and columns cut the same axes: told apart by where they were born
         sign = (int(signature[closure].sum()), int(birth_of[atoms].sum()), len(closure))
         families.setdefault(sign, []).append((closure, which[at], where[at]))
     out = []
@@ -155,5 +164,3 @@ def _celled_groups(
             parts.append((int(k), np.stack([np.sort(p[w == k]) for _, w, p in units])))
         out.append(([c for c, _, _ in units], parts))
     return out
-
-

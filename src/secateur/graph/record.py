@@ -174,8 +174,35 @@ class _Recorder:
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent)
 _ARITHMETIC = frozenset(
-    "add sub rsub mul rmul div truediv rtruediv pow rpow true_divide floordiv tensor full fill imul iadd "
-    "itruediv rdiv radd idiv eq lt le gt ge clamp".split()
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "rmul",
+        "div",
+        "truediv",
+        "rtruediv",
+        "pow",
+        "rpow",
+        "true_divide",
+        "floordiv",
+        "tensor",
+        "full",
+        "fill",
+        "imul",
+        "iadd",
+        "itruediv",
+        "rdiv",
+        "radd",
+        "idiv",
+        "eq",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "clamp",
+    ]
 )
 
 

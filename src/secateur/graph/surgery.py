@@ -79,7 +79,9 @@ def masked(plan: Plan, model: nn.Module) -> nn.Module:
     return zeroed
 
 
-def apply_to_optimizer_(plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module) -> None:
+def apply_to_optimizer_(
+    plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module
+) -> None:
     """Carry an optimizer over to the cut model: same parameters by name, state cut along with them.
 
     Args:
@@ -114,7 +116,9 @@ def _check(plan: Plan, model: nn.Module) -> None:
     named = _tensors(model)
     for (name, dim), keep in plan.axes.items():
         if name not in named:
-            raise PlanError(f"the plan cuts {name!r}, which {type(model).__name__} does not have: another architecture?")
+            raise PlanError(
+                f"the plan cuts {name!r}, which {type(model).__name__} does not have: another architecture?"
+            )
         shape = tuple(named[name].shape)
         if dim >= len(shape) or shape[dim] != len(keep):
             raise PlanError(
@@ -125,9 +129,13 @@ def _check(plan: Plan, model: nn.Module) -> None:
         try:
             found = read_attribute(model, Attribute(module, path))
         except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise PlanError(f"the plan sets {module}.{path}, which this model does not have ({error})") from error
+            raise PlanError(
+                f"the plan sets {module}.{path}, which this model does not have ({error})"
+            ) from error
         if found != old:
-            raise PlanError(f"the plan changes {module}.{path} from {old}, but it is {found}: another configuration?")
+            raise PlanError(
+                f"the plan changes {module}.{path} from {old}, but it is {found}: another configuration?"
+            )
 
 
 def _cut(plan: Plan, name: str, tensor: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Weights that change after a cut, by solving."""

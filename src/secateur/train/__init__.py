@@ -1,0 +1,1 @@
+"""Recovery: what brings a cut model back to the dense one's behaviour."""

@@ -69,7 +69,7 @@ def dot(axes: Axes, call: Call) -> list[Axis]:
 
 
 def linear(axes: Axes, call: Call) -> list[Axis]:
-    """x @ w.T + b, left whole by some kernels."""
+    """X @ w.T + b, left whole by some kernels."""
     x, w = call["input"], call["weight"]
     _contract(axes, x, x.ndim - 1, w, 1)
     out, inner = axes[w]

@@ -83,11 +83,18 @@ def _grouped(axes: Axes, call: Call, channels: Axis) -> Axis:
 
 
 def unpack(axes: Axes, call: Call) -> list[Axis]:
-    """oneDNN's convolution names its arguments a little differently."""
-    filled = {"transposed": False, "groups": 1, "input": call.args.get("self", call.args.get("input")), **call.args}
+    """OneDNN's convolution names its arguments a little differently."""
+    filled = {
+        "transposed": False,
+        "groups": 1,
+        "input": call.args.get("self", call.args.get("input")),
+        **call.args,
+    }
     return convolution(
         axes, Call(call.op, filled, call.outs, call.place, call.api, call.sizes, call.pointwise)
     )
 
 
-RULES = table(("convolution _convolution cudnn_convolution", convolution), ("mkldnn_convolution conv2d", unpack))
+RULES = table(
+    ("convolution _convolution cudnn_convolution", convolution), ("mkldnn_convolution conv2d", unpack)
+)

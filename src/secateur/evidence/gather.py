@@ -1,0 +1,237 @@
+"""Everything a report says, gathered from one run."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.evidence.quality import Figure
+from secateur.evidence.verify import verify
+from secateur.graph.couple import Groups
+from secateur.targets.measure import compare, measure
+from secateur.targets.memory import machine
+from secateur.types import Artefact, Budget, Example, Measurement, Plan, Report, Row, Target, run, tensors_of
+
+PARITY = 1e-4
+"""Largest relative difference between an exported model and torch."""
+
+
+class StageLike(Protocol):
+    """The model at one point of the line."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def quality(self) -> Mapping[str, Figure]: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def history(self) -> Any: ...
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    for name in ("secateur", "onnxruntime", "transformers"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "versions": versions,
+        "machine": {"processor": machine(), "system": platform.platform(), "cores": cores},
+    }
+
+
+def model_hash(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of the state."""
+    sha = hashlib.sha256()
+    for name, t in model.state_dict().items():
+        sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        sha.update(
+            t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            if t.numel()
+            else b""
+        )
+    return sha.hexdigest()
+
+
+def report_of(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    groups: Groups,
+    example: Example,
+    budget: Budget,
+    target: Target | None,
+    stages: Sequence[StageLike],
+) -> Report:
+    """Verify, measure, and put everything into one report."""
+    checked = verify(model, plan, small, example)
+    full = groups.all_kept()
+    rows = [
+        _size("parameters", "", groups.params(full), groups.params(plan.keep), budget, "params"),
+        _size("MACs", "MAC", groups.macs(full), groups.macs(plan.keep), budget, "macs"),
+        _size("bytes of weights", "B", groups.nbytes(full), groups.nbytes(plan.keep), budget, "nbytes"),
+    ]
+    timed, measurements, parity = _measured(model, small, example, budget, target)
+    rows += timed + _quality_rows(stages) + list(checked.rows)
+    ok = all(r.ok is not False for r in rows) and all(p["ok"] for p in parity)
+    histories = [s.history for s in stages if s.history is not None and len(s.history.loss) > 1]
+    sections: dict[str, Any] = {
+        "stages": [
+            {"name": s.name, "quality": {k: f.value for k, f in s.quality.items()}, "seconds": s.seconds}
+            | _stage_latency(i, measurements, budget)
+            for i, s in enumerate(stages)
+        ],
+        "widths": [
+            {
+                "group": g.name,
+                "kind": g.kind,
+                "module": g.module,
+                "before": g.units,
+                "after": int(plan.keep[g.name].sum()),
+            }
+            for g in groups
+        ],
+        "frozen": [
+            {
+                "name": f.name,
+                "dim": f.dim,
+                "size": f.size,
+                "reason": f.reason,
+                "module": f.module,
+                "line": f.line,
+            }
+            for f in groups.frozen
+        ],
+        "measurements": measurements,
+        "parity": parity,
+        "made": {
+            "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]) if sys.argv else "",  # noqa: PTH119
+            "seed": plan.made.get("seed"),
+            "hashes": {"dense model": plan.made.get("model_sha256", ""), "pruned model": model_hash(small)},
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **environment(),
+        },
+    }
+    if histories:
+        sections["history"] = {"loss": list(histories[-1].loss), "steps": list(histories[-1].steps)}
+    return Report(ok, checked.max_error, tuple(rows), sections)
+
+
+def _size(what: str, unit: str, dense: float, pruned: float, budget: Budget, cost: str) -> Row:
+    asked = budget.limit if budget.cost.name == cost else None
+    return Row(what, unit, float(dense), float(pruned), asked, None if asked is None else pruned <= asked)
+
+
+def _measured(
+    model: nn.Module, small: nn.Module, example: Example, budget: Budget, target: Target | None
+) -> tuple[list[Row], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Dense and pruned exported and timed in one interleaved run, on the budget's target and any other."""
+    rows: list[Row] = []
+    found: list[dict[str, Any]] = []
+    parity: list[dict[str, Any]] = []
+    targets = list({t.name: t for t in (budget.cost.target, target) if t is not None}.values())
+    for t in targets:
+        artefacts = [t.build(m, example, t.threads) for m in (model, small)]
+        pair = measure(artefacts, peak=True)
+        rows += _timed_rows(t.name, pair[0], pair[1], budget)
+        for name, m in zip(("dense", "pruned"), pair, strict=True):
+            found.append(_timing(name, m))
+        for name, m, a in (("dense", model, artefacts[0]), ("pruned", small, artefacts[1])):
+            error = difference(m, a, example)
+            parity.append(
+                {
+                    "what": f"{name}, {t.name} against torch",
+                    "max_error": error,
+                    "limit": PARITY,
+                    "ok": error <= PARITY,
+                }
+            )
+    return rows, found, parity
+
+
+def difference(model: nn.Module, artefact: Artefact, example: Example) -> float:
+    """Largest relative difference between an artefact's outputs and torch's on an example."""
+    with torch.inference_mode():
+        ours = [t.detach().cpu().numpy() for t in tensors_of(run(model.eval(), example))]
+    theirs = [np.asarray(a) for a in artefact.call(example)]
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=False):
+        if a.shape != b.shape or not np.isfinite(b).all():
+            return float("inf")
+        if a.dtype.kind == "f":
+            worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-30))
+    return worst
+
+
+def _timed_rows(target: str, dense: Measurement, pruned: Measurement, budget: Budget) -> list[Row]:
+    speed = compare(dense, pruned)
+    note = speed.words()
+    asked = ok = None
+    if budget.cost.name == "latency" and budget.cost.target is not None and budget.cost.target.name == target:
+        limit = budget.limit if budget.fraction is None else budget.fraction * dense.median
+        asked, ok = limit, pruned.median <= 1.03 * limit
+    rows = [
+        Row(f"latency median, {target}", "s", dense.median, pruned.median, asked, ok, note=note),
+        Row(f"latency p95, {target}", "s", dense.p95, pruned.p95),
+    ]
+    if dense.nbytes and pruned.nbytes:
+        rows.append(Row(f"bytes on disk, {target}", "B", float(dense.nbytes), float(pruned.nbytes)))
+    if dense.peak_bytes and pruned.peak_bytes:
+        rows.append(Row(f"peak memory, {target}", "B", float(dense.peak_bytes), float(pruned.peak_bytes)))
+    return rows
+
+
+def _timing(name: str, m: Measurement) -> dict[str, Any]:
+    return {
+        "target": m.target,
+        "model": name,
+        "median_s": m.median,
+        "p95_s": m.p95,
+        "spread": m.spread,
+        "threads": m.threads,
+        "batch": m.batch,
+        "nbytes": m.nbytes,
+        "repeats": int(m.seconds.size),
+    }
+
+
+def _stage_latency(stage: int, measurements: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, float]:
+    """A stage has the latency of its widths: dense before the cut, pruned after."""
+    name = "dense" if stage == 0 else "pruned"
+    for m in measurements:
+        if m["model"] == name:
+            return {"latency_s": m["median_s"]}
+    return {}
+
+
+def _quality_rows(stages: Sequence[StageLike]) -> list[Row]:
+    first, last = stages[0].quality, stages[-1].quality
+    rows = []
+    for name, figure in last.items():
+        bounded = bool(np.isfinite(figure.low) and np.isfinite(figure.high))
+        rows.append(
+            Row(
+                name,
+                "",
+                first[name].value if name in first else None,
+                figure.value,
+                low=figure.low if bounded else None,
+                high=figure.high if bounded else None,
+            )
+        )
+    return rows

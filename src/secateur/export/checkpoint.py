@@ -1,0 +1,187 @@
+"""The checkpoint folder: a pruned model that loads again, with its plan and its evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secateur.errors import FormatError, PlanError
+from secateur.export.atomic import new_folder, write_bytes
+from secateur.export.plans import load_plan, plan_bytes, read_header
+from secateur.graph.surgery import apply_
+from secateur.types import Plan
+
+Factory = Callable[[], nn.Module]
+
+
+def save_checkpoint(
+    folder: Path | str,
+    model: nn.Module,
+    plan: Plan,
+    *,
+    factory: str | None = None,
+    overwrite: bool = False,
+    carry: tuple[str, ...] = (),
+    extra: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write ``model.safetensors``, ``plan.json``, ``plan.safetensors`` and (where the model has one) ``config.json``.
+
+    The folder appears when everything is on disk, or not at all.
+
+    Args:
+        folder: must be new or empty unless ``overwrite``. model: the cut model. plan: what cut it.
+        factory: ``module:name`` of what builds the uncut model, kept as a hint for whoever loads it.
+        carry: names of entries that move over from the folder that is overwritten.
+        extra: writes more files into the folder before it appears.
+
+    Raises:
+        FormatError: the folder is in use.
+    """
+    path = Path(folder)
+    with new_folder(path, overwrite, carry) as temporary:
+        names = _save_weights(model, temporary / "model.safetensors")
+        config = getattr(model, "config", None)
+        if hasattr(config, "to_json_string"):
+            write_bytes(temporary / "config.json", _dense_config(config, type(model).__name__, plan))
+        about = {
+            "model": {
+                "class": f"{type(model).__module__}:{type(model).__qualname__}",
+                "factory": factory,
+                "shared": names,
+                "sha256": _hash(temporary / "model.safetensors"),
+            }
+        }
+        header, masks = plan_bytes(plan, about)
+        write_bytes(temporary / "plan.safetensors", masks)
+        write_bytes(temporary / "plan.json", header)
+        if extra is not None:
+            extra(temporary)
+    return path
+
+
+def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None) -> nn.Module:
+    """Build the original class, cut it as the plan says, load the weights. Nothing is unpickled or imported by name.
+
+    Args:
+        folder: from `sc.save`.
+        factory_or_config: a function that builds the uncut model, an uncut model (cut in place), or a transformers
+            config. None suffices where ``config.json`` names a transformers class.
+
+    Raises:
+        FormatError: a file is missing, damaged or from another save. PlanError: the factory builds another model.
+    """
+    path = Path(folder)
+    header, plan = read_header(path), load_plan(path)
+    about = header.get("model")
+    if about is None:
+        raise FormatError(f"{path} holds a plan without a model: use sc.load_plan")
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise FormatError(f"{weights} is missing: the folder is incomplete")
+    if _hash(weights) != about["sha256"]:
+        raise FormatError(f"{weights} is damaged or was replaced: its hash is not the one in plan.json")
+    model = _build(path, about, factory_or_config)
+    apply_(plan, model)
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise FormatError(f"{weights} cannot be read: {error}") from error
+    state |= {name: state[first] for name, first in about["shared"].items()}
+    expected = model.state_dict()
+    wrong = sorted(set(expected) ^ set(state)) or [n for n in expected if expected[n].shape != state[n].shape]
+    if wrong:
+        raise PlanError(
+            f"the model that was built does not match {weights}: {wrong[:4]} differ"
+            f"{'' if about['factory'] is None else ' (it was made by ' + about['factory'] + ')'}"
+        )
+    _load_state(model, state)
+    return model.eval()
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            target = own.get(name)
+            if target is None:
+                continue
+            target.data = tensor.to(target.device)
+
+
+def _save_weights(model: nn.Module, path: Path) -> dict[str, str]:
+    """Write every tensor once; returns the other names of shared ones."""
+    first: dict[tuple[int, int, torch.Size, tuple[int, ...]], str] = {}
+    shared, out = {}, {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        if tensor.numel() and key in first:
+            shared[name] = first[key]
+        else:
+            first[key] = name
+            out[name] = tensor.detach().cpu().contiguous().clone()
+    save_file(out, path)
+    return shared
+
+
+def _dense_config(config: Any, architecture: str, plan: Plan) -> bytes:
+    """The configuration of the *uncut* model: `load` builds that and cuts it."""
+    data = json.loads(config.to_json_string(use_diff=False))
+    data["architectures"] = [architecture]
+    for (_, path), (old, _) in plan.attributes.items():
+        if path.startswith("config.") and path.count(".") == 1:
+            data[path.partition(".")[2]] = old
+    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _build(path: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    if given is not None and not hasattr(given, "to_json_string"):
+        if not callable(given):
+            raise FormatError(
+                f"factory_or_config must be a function, a model or a config, got {type(given).__name__}"
+            )
+        model = given()
+        if not isinstance(model, nn.Module):
+            raise FormatError(f"the factory returned {type(model).__name__}, not a module")
+        return model
+    config_file = path / "config.json"
+    if given is None and not config_file.is_file():
+        hint = f", such as the one it was made by, {about['factory']}" if about.get("factory") else ""
+        raise FormatError(
+            f"{path} holds a {about['class'].partition(':')[2]}: give sc.load a function that builds the uncut model{hint}"
+        )
+    return _from_config(config_file, about, given)
+
+
+def _from_config(file: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
+    try:
+        import transformers
+    except ImportError as error:
+        raise FormatError(f"{file} needs transformers: pip install 'secateur[huggingface]'") from error
+    name = about["class"].partition(":")[2]
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise FormatError(
+            f"{file}: transformers has no class {name}; give sc.load a function that builds the model"
+        )
+    if given is None:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        given = cls.config_class.from_dict(data)
+    built: nn.Module = cls(given)
+    return built
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

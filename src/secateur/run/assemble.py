@@ -1,0 +1,196 @@
+"""From the text of a run file to the functions and values that it names."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from secateur.choose.costs import macs, nbytes, params
+from secateur.errors import ArgumentError
+from secateur.run.names import nearest, resolve
+from secateur.run.runfile import BudgetText, RecoverText, RunFile
+from secateur.targets.eager import with_threads
+from secateur.targets.latency import latency
+from secateur.train.recovery import Recovery
+from secateur.types import Batches, Budget, Criterion, Example, Limits, Target
+
+T = TypeVar("T")
+
+ALLOCATIONS = ("uniform", "global_", "knapsack")
+NORMALIZATIONS = ("unnormalized", "by_mean", "by_max", "by_cost")
+
+
+def criterion(name: str, seed: int = 0) -> Criterion:
+    """The criterion of that name; a function that makes one is called, with the seed where it takes one.
+
+    Raises:
+        ArgumentError: no such name, or it is something else.
+    """
+    found = resolve(name, {**_public(Criterion), **_returning(Criterion)}, "criterion")
+    if callable(found):
+        takes_seed = "seed" in inspect.signature(found).parameters
+        found = found(seed=seed) if takes_seed else found()
+    return _a(Criterion, name, found, "criterion")
+
+
+def target(name: str, threads: int) -> Target:
+    """The target of that name, with so many threads.
+
+    Raises:
+        ArgumentError: no such name, or it is something else.
+    """
+    return with_threads(_a(Target, name, resolve(name, _public(Target), "target"), "target"), threads)
+
+
+def allocation(name: str) -> Any:
+    """The allocation of that name.
+
+    Raises:
+        ArgumentError: no such name.
+    """
+    return resolve(name, _named(ALLOCATIONS), "allocation")
+
+
+def normalization(name: str) -> Any:
+    """The normalization of that name.
+
+    Raises:
+        ArgumentError: no such name.
+    """
+    return resolve(name, _named(NORMALIZATIONS), "normalization")
+
+
+def limits(run: RunFile) -> Limits:
+    """What every allocation must respect."""
+    return Limits(
+        run.multiple,
+        run.minimum,
+        run.max_sparsity,
+        dict(run.per_group),
+        {str(k): v for k, v in run.by_kind.items()},
+    )
+
+
+def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | None) -> Budget:
+    """The budget on a model; a latency is measured here.
+
+    Raises:
+        ArgumentError: a latency budget without a target. TargetError: the target refuses the model.
+    """
+    if text.cost == "latency":
+        if on is None:
+            raise ArgumentError("a latency budget is measured on a target: add --target onnxruntime or eager")
+        cost = latency(model, example, on)
+    elif text.cost == "macs":
+        cost = macs(model, example)
+    else:
+        cost = params(model) if text.cost == "params" else nbytes(model)
+    if text.fraction is not None:
+        return Budget.of_dense(cost, text.fraction)
+    assert text.limit is not None
+    return Budget(cost, text.limit)
+
+
+def recoveries(
+    stages: Sequence[RecoverText], data: Batches | None, seed: int = 0, work: Path | None = None
+) -> list[Recovery]:
+    """The stages of recovery, in order.
+
+    A function that returns a `Recovery` is called with the arguments given; ``batches``, ``seed`` and
+    ``checkpoint`` are filled in where it takes them. Text for an argument that is a function names one.
+
+    Raises:
+        ArgumentError: no such name or argument (says the nearest), or a stage needs data and there is none.
+    """
+    return [_recovery(stage, i, data, seed, work) for i, stage in enumerate(stages)]
+
+
+def _recovery(
+    stage: RecoverText, number: int, data: Batches | None, seed: int, work: Path | None
+) -> Recovery:
+    found = resolve(stage.name, _returning(Recovery), "recovery")
+    if isinstance(found, Recovery):
+        if stage.args or stage.call:
+            raise ArgumentError(f"recovery {stage.name} takes no arguments, got {stage.written()}")
+        return found
+    if not callable(found):
+        raise ArgumentError(
+            f"recovery {stage.name} is {type(found).__name__}, expected a function or a Recovery"
+        )
+    parameters = inspect.signature(found).parameters
+    any_key = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    args = dict(stage.args)
+    for key in args:
+        if key not in parameters and not any_key:
+            raise ArgumentError(f"recovery {stage.name} has no argument {key!r}: {nearest(key, parameters)}")
+    if stage.call is not None:
+        args = {next(iter(parameters)): stage.call, **args}
+    args = {k: _value(found, k, v) for k, v in args.items()}
+    if "batches" in parameters and "batches" not in args:
+        if data is None:
+            raise ArgumentError(f"recovery {stage.name} needs data: add --data")
+        args["batches"] = data
+    if "seed" in parameters:
+        args.setdefault("seed", seed)
+    if "checkpoint" in parameters and work is not None:
+        args.setdefault("checkpoint", work / f"{number}-{stage.name.replace(':', '.')}")
+    try:
+        made = found(**args)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"recovery {stage.name}: {error}") from error
+    return _a(Recovery, stage.name, made, "recovery")
+
+
+def _value(function: Callable[..., Any], key: str, value: Any) -> Any:
+    """Text where a function is expected names that function; all else stays."""
+    if not isinstance(value, str) or not _takes_function(function, key):
+        return value
+    return resolve(value, {k: v for k, v in _everything().items() if callable(v)}, f"function for {key}")
+
+
+def _takes_function(function: Callable[..., Any], key: str) -> bool:
+    try:
+        hint = typing.get_type_hints(function).get(key)
+    except NameError:
+        return False
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if union else (hint,)
+    return str not in options and any(o is Callable or typing.get_origin(o) is Callable for o in options)
+
+
+def _everything() -> dict[str, Any]:
+    """Secateur's public names."""
+    import secateur
+
+    return {k: v for k, v in vars(secateur).items() if not k.startswith("_") and not inspect.ismodule(v)}
+
+
+def _public(kind: type) -> dict[str, Any]:
+    return {k: v for k, v in _everything().items() if isinstance(v, kind)}
+
+
+def _named(names: Sequence[str]) -> dict[str, Any]:
+    everything = _everything()
+    return {k: everything[k] for k in names if k in everything}
+
+
+def _returning(kind: type) -> Mapping[str, Any]:
+    """Public functions whose annotated result is ``kind``."""
+    found = {}
+    for name, value in _everything().items():
+        returns = getattr(value, "__annotations__", {}).get("return")
+        if isinstance(value, types.FunctionType) and returns in (kind, kind.__name__):
+            found[name] = value
+    return found
+
+
+def _a(kind: type[T], name: str, value: Any, what: str) -> T:
+    if not isinstance(value, kind):
+        raise ArgumentError(f"{what} {name} is {type(value).__name__}, expected a secateur {kind.__name__}")
+    return value

@@ -1,0 +1,153 @@
+"""The output folder of a run: claimed once, resumed by the same arguments, never shared."""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import ArgumentError, FormatError
+
+RUN, WORK = "run.json", ".work"
+OURS = (
+    RUN,
+    WORK,
+    f".{RUN}.*",
+    "plan.json",
+    "*.safetensors",
+    "config.json",
+    "report.json",
+    "report.html",
+    "model.onnx*",
+)
+"""What a folder of ours may hold."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A claimed output folder.
+
+    Attributes:
+        path: the folder. work: where stages keep what they resume from; goes when the result replaces the
+            folder.
+        resumed: an unfinished run of the same arguments was found. arguments: of the run.
+    """
+
+    path: Path
+    work: Path
+    resumed: bool
+    arguments: Mapping[str, Any]
+
+    def sign(self, result: Path) -> None:
+        """Write into a result, before it replaces the folder, what made it."""
+        _write(result / RUN, {"arguments": dict(self.arguments), "state": "done"})
+
+
+@contextmanager
+def claim(path: str | Path, arguments: Mapping[str, Any], force: bool = False) -> Iterator[Folder]:
+    """Take an output folder for a run, for as long as the context lasts.
+
+    A new or empty folder is taken; one with an unfinished run of the same arguments is resumed; any other is
+    refused unless ``force``, which keeps the files there until new ones replace them.
+
+    Raises:
+        ArgumentError: another process works in it, it is not a folder, or it is not empty.
+
+    Example:
+        >>> with claim(tempfile.mkdtemp(), {"seed": 0}) as folder:
+        ...     folder.resumed
+        False
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ArgumentError(f"output {path} is a file, expected a folder: give another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArgumentError(
+            f"output {path} cannot be written: {error.strerror}; give another --out"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArgumentError(
+                f"output {path} is in use by another process: wait for it, or give another --out"
+            ) from error
+        resumed = _may_resume(path, arguments, force)
+        work = path / WORK
+        if not resumed:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        _write(path / RUN, {"arguments": dict(arguments), "state": "unfinished"})
+        yield Folder(path, work, resumed, arguments)
+    finally:
+        os.close(lock)
+
+
+def read_arguments(path: str | Path) -> dict[str, Any]:
+    """The arguments with which a folder was made.
+
+    Raises:
+        FormatError: it holds none, or they are damaged.
+    """
+    file = Path(path) / RUN
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["arguments"]
+    except FileNotFoundError as error:
+        raise FormatError(f"{file}: no such file; expected a folder that `secateur prune` wrote") from error
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{file} is damaged: {error!r}; prune again with --force") from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{file} is damaged: arguments is {type(found).__name__}; prune again with --force")
+    return found
+
+
+def _may_resume(path: Path, arguments: Mapping[str, Any], force: bool) -> bool:
+    """Whether to go on with what is there; raises where it must stay as it is."""
+    found = sorted(p.name for p in path.iterdir())
+    if not found:
+        return False
+    strange = [n for n in found if not any(fnmatch.fnmatch(n, ours) for ours in OURS)]
+    if strange or (RUN not in found and "plan.json" not in found):
+        what = f"holds {', '.join(strange[:3])}" if strange else "is not empty"
+        raise ArgumentError(f"output {path} {what}, which secateur did not write: give another --out")
+    if force:
+        return False
+    try:
+        before = json.loads((path / RUN).read_text(encoding="utf-8"))
+        same, state = before["arguments"] == dict(arguments), before["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArgumentError(
+            f"output {path} holds another result: give another --out, or --force to replace it"
+        ) from None
+    if same and state == "unfinished":
+        return True
+    other = "a run" if state == "done" else "an unfinished run"
+    why = "holds the finished result of this run" if same else f"holds {other} of other arguments"
+    raise ArgumentError(f"output {path} {why}: give another --out, or --force to replace it")
+
+
+def _write(path: Path, value: Any) -> None:
+    """Write JSON through a temporary file beside it: a killed run leaves the old file or the new one."""
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as f:
+            json.dump(value, f, indent=1, sort_keys=True)
+            f.write("\n")
+            f.flush()
+            os.fchmod(f.fileno(), 0o644)
+            os.fsync(f.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,148 @@
+"""The straight line: trace, couple, calibrate, score, allocate, apply, recover, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.choose.allocate import Allocation, global_
+from secateur.errors import DataError
+from secateur.evidence.gather import environment, model_hash, report_of
+from secateur.evidence.quality import Figure
+from secateur.graph.couple import Groups, couple
+from secateur.graph.record import trace
+from secateur.graph.rules import RULES, Rule
+from secateur.graph.surgery import apply
+from secateur.run.meet import meet
+from secateur.score.calibrate import calibrate
+from secateur.score.criteria import by_mean, magnitude, score
+from secateur.train.recovery import History, Recovery
+from secateur.types import Batches, Budget, Criterion, Example, Limits, Plan, Report, Scores, Target
+
+Quality: TypeAlias = Callable[[nn.Module], Mapping[str, Figure | float]]
+"""``model -> {figure: value}``: judged on the dense model and at every stage; never fitted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """The model at one point of the line."""
+
+    name: str
+    quality: Mapping[str, Figure]
+    seconds: float
+    history: History | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` returns: the smaller model, the plan that made it, the evidence."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    stages: tuple[Stage, ...] = field(default=())
+
+
+def prune(
+    model: nn.Module,
+    example: Example,
+    *,
+    budget: Budget,
+    criterion: Criterion = magnitude,
+    allocation: Allocation = global_,
+    batches: Batches | None = None,
+    recover: Recovery | Sequence[Recovery] | None = None,
+    target: Target | None = None,
+    seed: int = 0,
+    normalize: Callable[[Scores], Scores] = by_mean,
+    limits: Limits | None = None,
+    ignore: Sequence[str] = (),
+    rules: Mapping[str, Rule] = RULES,
+    quality: Quality | None = None,
+    tell: Callable[[str], None] = lambda words: None,
+) -> Result:
+    """Make a smaller model that meets the budget; the given one is left as it was, bit for bit.
+
+    Args:
+        model: the dense model. example: what its forward takes; latencies are measured on it.
+        budget: `Budget` of a cost: ``params``, ``macs``, ``nbytes``, or a ``latency`` on a target.
+        criterion: what ranks units. allocation: how much goes where. normalize: makes groups comparable.
+        batches: calibration data, where the criterion needs it. recover: stages that change the cut model's
+            weights.
+        target: measured for the report too (a latency budget's own target always is). seed: of everything
+            drawn.
+        limits: multiples, minimum widths, caps. ignore: globs of what must stay whole. rules: op table.
+        quality: judged before, after the cut, and after every recovery. tell: hears what is being done.
+
+    Raises:
+        SecateurError: says what was given, what was expected, and what to do.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> result = prune(net, torch.zeros(1, 4), budget=sc.Budget.of_dense(sc.params(net), 0.5))
+        >>> result.report.ok, result.model[0].out_features
+        (True, 15)
+    """
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    steps = [recover] if isinstance(recover, Recovery) else list(recover or ())
+    before = model_hash(model)
+    tell("recording")
+    groups = couple(trace(model, example), rules, ignore)
+    tell("scoring")
+    scores = normalize(score(model, groups, criterion, _stats(model, groups, criterion, batches)))
+    tell("allocating")
+    made = {"seed": seed, "model_sha256": before, "versions": environment()["versions"]}
+    plan = meet(model, scores, budget, allocation, limits or Limits(), made, tell)
+    small, stages = _carry_out(model, plan, steps, quality, tell)
+    tell("verifying and measuring")
+    report = report_of(model, small, plan, groups, example, budget, target, stages)
+    if model_hash(model) != before:
+        raise DataError(
+            "the dense model changed while it was pruned: a recovery or the quality function wrote to it"
+        )
+    return Result(small, plan, report, tuple(stages))
+
+
+def _stats(model: nn.Module, groups: Groups, criterion: Criterion, batches: Batches | None) -> Any:
+    if criterion.stat is None:
+        return None
+    if batches is None:
+        raise DataError(f"criterion {criterion.name} needs calibration data: give batches=...")
+    return calibrate(model, batches, criterion, groups)
+
+
+def _carry_out(
+    model: nn.Module,
+    plan: Plan,
+    steps: Sequence[Recovery],
+    quality: Quality | None,
+    tell: Callable[[str], None],
+) -> tuple[nn.Module, list[Stage]]:
+    """Cut, then recover stage by stage, judging each."""
+    judge = quality or (lambda _: {})
+    stages = [Stage("dense", _figures(judge(model)), 0.0)]
+    start = time.perf_counter()
+    small = apply(plan, model)
+    stages.append(Stage("after cut", _figures(judge(small)), time.perf_counter() - start))
+    for step in steps:
+        tell(step.name)
+        start = time.perf_counter()
+        history = step.run(small, model, plan)
+        seconds = time.perf_counter() - start
+        stages.append(Stage(f"after {step.name}", _figures(judge(small)), seconds, history))
+    return small, stages
+
+
+def _figures(given: Mapping[str, Figure | float]) -> dict[str, Figure]:
+    return {
+        k: v if isinstance(v, Figure) else Figure(float(v), float("nan"), float("nan"), 0)
+        for k, v in given.items()
+    }

@@ -1,0 +1,205 @@
+"""Run a model over calibration data and keep the sums that a criterion needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.errors import DataError
+from secateur.graph.couple import Groups
+from secateur.score.capture import Contraction, Watch
+from secateur.types import Batches, Criterion, Example, Floats, example_of, run, tensors_of
+
+
+def calibrate(model: nn.Module, batches: Batches, criterion: Criterion, groups: Groups | None = None) -> Any:
+    """The statistics that a criterion needs, from one pass over the data; None if it needs none.
+
+    Args:
+        model: the dense model. batches: examples, or pairs ``(example, targets)``.
+        criterion: what will use them. groups: keeps only what these need (less memory); None keeps all.
+
+    Raises:
+        DataError: no batches, NaN or inf in one, or one that the model refuses.
+    """
+    return None if criterion.stat is None else criterion.stat(model, batches, groups)
+
+
+def checked(model: nn.Module, batches: Batches) -> Iterator[tuple[int, Example, Any]]:
+    """(number, example, targets) of every batch, refused where empty or not finite."""
+    split = example_of(model)
+    number = -1
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for number, batch in enumerate(batches):
+        example, targets = split(batch)
+        for t in tensors_of(example if not isinstance(example, Tensor) else [example]):
+            if t.numel() == 0:
+                raise DataError(f"calibration batch {number} has an empty tensor of shape {tuple(t.shape)}")
+            if t.dtype.is_floating_point and not bool(torch.isfinite(t).all()):
+                raise DataError(
+                    f"calibration batch {number} has NaN or inf in a tensor of shape {tuple(t.shape)}"
+                )
+        yield number, _to(example, device), targets
+    if number < 0:
+        raise DataError(
+            "calibration data is empty: give at least one batch (an exhausted iterator counts as empty)"
+        )
+
+
+def _to(example: Example, device: torch.device) -> Example:
+    if isinstance(example, Tensor):
+        return example.to(device)
+    if isinstance(example, tuple):
+        return tuple(v.to(device) if isinstance(v, Tensor) else v for v in example)
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in example.items()}
+
+
+@dataclass(eq=False)
+class Moment:
+    """Second moment of a weight's inputs: ``second = sum x xᵀ`` (d, d), ``first = sum x`` (d,), over ``n`` rows."""
+
+    second: Tensor
+    first: Tensor
+    n: int
+    in_dim: int
+    taps: int
+    bias: str | None
+
+
+def moments(model: nn.Module, batches: Batches, groups: Groups | None = None) -> dict[str, Moment]:
+    """Second moments of the inputs of every weight that a group's units feed, float64, by parameter name.
+
+    Memory: d² doubles a weight, d the inputs (times taps for a convolution); time: n d² a weight.
+    """
+    wanted = None if groups is None else {s.name for g in groups for s in g.slices if s.role == "in"}
+    found: dict[str, Moment] = {}
+    shared: list[tuple[Tensor, tuple[Any, ...], Tensor, Tensor, int]] = []  # inputs seen in this pass
+
+    def seen(c: Contraction) -> None:
+        if wanted is not None and c.weight not in wanted:
+            return
+        key = (c.taps, tuple(c.unfold.items()))
+        for x, k, second, first, n in shared:
+            if x is c.x and k == key:
+                break
+        else:
+            rows = subsample(c.rows().float())
+            second, first, n = (rows.T @ rows).double(), rows.double().sum(0), len(rows)
+            shared.append((c.x, key, second, first, n))
+        m = found.get(c.weight)
+        if m is None:
+            found[c.weight] = Moment(second.clone(), first.clone(), n, c.in_dim, c.taps, c.bias)
+        else:
+            m.second += second
+            m.first += first
+            m.n += n
+
+    with _quiet_eval(model), torch.no_grad():
+        for number, example, _ in checked(model, batches):
+            shared.clear()
+            with Watch(model, seen):
+                try:
+                    run(model, example)
+                except (TypeError, RuntimeError, ValueError) as error:
+                    raise DataError(f"the model refuses calibration batch {number}: {error}") from error
+    for name, m in found.items():
+        if not bool(torch.isfinite(m.second).all()):
+            raise DataError(f"the inputs of {name} are not finite on the calibration data")
+    return found
+
+
+def subsample(rows: Tensor, most: int = 16384) -> Tensor:
+    """Evenly spaced rows, at most ``most``: a convolution has one row a pixel."""
+    return rows if len(rows) <= most else rows[:: -(-len(rows) // most)]
+
+
+class _quiet_eval:
+    """Evaluation mode, put back afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.training = [m for m in model.modules() if m.training]
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for m in self.training:
+            m.training = True
+
+
+@dataclass(eq=False)
+class Contributions:
+    """What each position of each parameter axis adds to ``sum w dL/dw``, one row a batch: signed, before squaring."""
+
+    rows: Mapping[tuple[str, int], Floats] = field(default_factory=dict)
+
+
+Loss = Callable[[Any, Any, torch.Generator], Tensor]
+"""(model output, targets or None, generator) -> scalar."""
+
+
+def contributions(
+    model: nn.Module, batches: Batches, loss: Loss, groups: Groups | None = None
+) -> Contributions:
+    """Signed first-order terms, kept by position: one backward pass a batch, one short vector an axis."""
+    axes = None if groups is None else {(s.name, s.dim) for g in groups for s in g.slices}
+    rows: dict[tuple[str, int], list[Floats]] = {}
+    generator = torch.Generator().manual_seed(0)
+    named = dict(model.named_parameters())
+    required = {n: p.requires_grad for n, p in named.items()}
+    try:
+        for p in named.values():
+            p.requires_grad_(p.dtype.is_floating_point)
+        with _quiet_eval(model), torch.enable_grad():
+            for number, example, targets in checked(model, batches):
+                value = loss(run(model, example), targets, generator)
+                if not bool(torch.isfinite(value)):
+                    raise DataError(f"the loss on calibration batch {number} is {float(value)}")
+                learn = [p for p in named.values() if p.requires_grad]
+                grads = torch.autograd.grad(value, learn, allow_unused=True)
+                by_name = dict(zip([n for n, p in named.items() if p.requires_grad], grads, strict=True))
+                for name, grad in by_name.items():
+                    for dim in range(named[name].dim()):
+                        if axes is None or (name, dim) in axes:
+                            rows.setdefault((name, dim), []).append(_along(named[name], grad, dim))
+    finally:
+        for n, p in named.items():
+            p.requires_grad_(required[n])
+    return Contributions({key: np.stack(r) for key, r in rows.items()})
+
+
+def _along(weight: Tensor, grad: Tensor | None, dim: int) -> Floats:
+    if grad is None:
+        return np.zeros(weight.shape[dim])
+    product = (weight.detach() * grad).double()
+    others = [d for d in range(weight.dim()) if d != dim]
+    out: Floats = (product.sum(others) if others else product).cpu().numpy()
+    return out
+
+
+def default_loss(output: Any, targets: Any, generator: torch.Generator) -> Tensor:
+    """The output's own ``loss``, else cross-entropy for integer targets, squared error for others.
+
+    Without targets it is a random projection of the outputs, scaled to their size: the square of its first-order
+    term is, in expectation, the squared change of the outputs (Gauss-Newton), so no label is needed.
+    """
+    own = getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    tensors = [t for t in tensors_of(output) if t.dtype.is_floating_point]
+    if targets is None:
+        total = torch.zeros((), dtype=tensors[0].dtype, device=tensors[0].device)
+        for t in tensors:
+            sign = torch.randint(0, 2, t.shape, generator=generator).to(t.device, t.dtype) * 2 - 1
+            total = total + (sign * t).sum() / (t.detach().norm() + 1e-12)
+        return total
+    first = tensors[0]
+    if not targets.dtype.is_floating_point:
+        return F.cross_entropy(first.flatten(0, -2), targets.to(first.device).flatten())
+    return F.mse_loss(first, targets.to(first.device))

@@ -1,0 +1,175 @@
+"""See what a model feeds its weights: linear layers and convolutions of any rank, by function, never by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from secateur.types import Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """One use of a weight: ``y = W x + b`` over rows of ``x``.
+
+    Attributes:
+        weight, bias: parameter names (bias None where there is none).
+        in_dim: the axis of the weight that is summed over. taps: columns a position of that axis owns.
+        x, y: input and output as the model saw them. unfold: how a convolution meets its input.
+    """
+
+    weight: str
+    bias: str | None
+    in_dim: int
+    taps: int
+    x: Tensor
+    y: Tensor
+    unfold: Mapping[str, Any]
+
+    def rows(self, x: Tensor | None = None) -> Tensor:
+        """Input rows, shape (n, positions * taps)."""
+        x = self.x if x is None else x
+        if not self.unfold:
+            return x.reshape(-1, x.shape[-1])
+        return unfolded(x, **self.unfold)
+
+    def outputs(self, y: Tensor | None = None) -> Tensor:
+        """Output rows, shape (n, outputs), in the order of `rows`."""
+        y = self.y if y is None else y
+        if self.unfold and y.dim() == len(self.unfold["kernel"]) + 2:
+            y = y.movedim(1, -1)
+        return y.reshape(-1, y.shape[-1])
+
+
+def matrix(weight: Tensor, in_dim: int) -> Tensor:
+    """A weight as (outputs, positions * taps)."""
+    return weight.movedim(in_dim, 1).reshape(weight.shape[1 - in_dim], -1)
+
+
+def from_matrix(new: Tensor, weight: Tensor, in_dim: int) -> Tensor:
+    """Back to the shape of the weight (its summed axis may have shrunk)."""
+    rest = weight.movedim(in_dim, 1).shape
+    return new.reshape(rest[0], -1, *rest[2:]).movedim(1, in_dim)
+
+
+def columns(index: Ints, taps: int) -> Tensor:
+    """Columns of `matrix` that units own: (units, k) positions -> (units, k * taps).
+
+    Example:
+        >>> import numpy as np
+        >>> columns(np.array([[0], [2]]), 2)
+        tensor([[0, 1],
+                [4, 5]])
+    """
+    base = torch.from_numpy(index)
+    return (base[:, :, None] * taps + torch.arange(taps)).reshape(len(base), -1)
+
+
+def unfolded(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """Patches of an input (N, C, *space) as rows (N * positions, C * taps), taps last and fastest.
+
+    Example:
+        >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> unfolded(x, (2, 2), (2, 2), (0, 0), (1, 1))[0]
+        tensor([0., 1., 4., 5.])
+    """
+    k = len(kernel)
+    pads = [p for d in reversed(range(k)) for p in (padding[d], padding[d])]
+    x = F.pad(x, pads) if any(pads) else x
+    for d in range(k):
+        dim, size = 2 + 2 * d, x.shape[2 + 2 * d]
+        out = (size - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1
+        at = torch.arange(out)[:, None] * stride[d] + torch.arange(kernel[d]) * dilation[d]
+        x = x.index_select(dim, at.reshape(-1).to(x.device)).unflatten(dim, (out, kernel[d]))
+    space, taps = [2 + 2 * d for d in range(k)], [3 + 2 * d for d in range(k)]
+    return x.permute(0, *space, 1, *taps).reshape(-1, x.shape[1] * _product(kernel))
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    out = 1
+    for s in sizes:
+        out *= s
+    return out
+
+
+class Watch(TorchFunctionMode):
+    """Calls ``seen(contraction)`` after every linear layer or ungrouped convolution on a named weight.
+
+    ``added(sum, left, right)`` hears of every addition of two tensors: a residual stream shows itself there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        seen: Callable[[Contraction], None],
+        added: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.names: dict[int, str] = {}
+        for name, p in model.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(p), name)
+        self.seen, self.added = seen, added
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Pass the call on, and report it if it is one of ours."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func in _LINEAR:
+            self._linear(args, kwargs, out)
+        elif func in _CONV:
+            self._conv(_CONV[func], args, kwargs, out)
+        elif func in _MATMUL or func is torch.addmm:
+            bias, x, w = args[:3] if func is torch.addmm else (None, *args[:2])
+            self._report(x, w, bias, 0, 1, out, {})
+        elif self.added is not None and func in _ADD and len(args) == 2:
+            if isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+                self.added(out, args[0], args[1])
+        return out
+
+    def _linear(self, args: Any, kwargs: Any, out: Tensor) -> None:
+        x = args[0] if args else kwargs["input"]
+        w = args[1] if len(args) > 1 else kwargs["weight"]
+        b = args[2] if len(args) > 2 else kwargs.get("bias")
+        self._report(x, w, b, 1, 1, out, {})
+
+    def _conv(self, rank: int, args: Any, kwargs: Any, out: Tensor) -> None:
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if given.get("groups", 1) != 1 or isinstance(given.get("padding", 0), str):
+            return
+        w = given["weight"]
+        sizes = {
+            k: _tuple(given.get(k, d), rank) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))
+        }
+        unfold = {"kernel": tuple(w.shape[2:]), **sizes}
+        self._report(given["input"], w, given.get("bias"), 1, _product(tuple(w.shape[2:])), out, unfold)
+
+    def _report(
+        self, x: Tensor, w: Any, b: Any, in_dim: int, taps: int, out: Tensor, unfold: dict[str, Any]
+    ) -> None:
+        name = self.names.get(id(w))
+        if name is not None and isinstance(x, Tensor) and w.dim() >= 2:
+            bias = self.names.get(id(b)) if b is not None else None
+            self.seen(Contraction(name, bias, in_dim, taps, x, out, unfold))
+
+
+def _tuple(value: Any, rank: int) -> tuple[int, ...]:
+    return (int(value),) * rank if isinstance(value, int) else tuple(int(v) for v in value)
+
+
+_LINEAR = {F.linear}
+_CONV = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+_MATMUL = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
+_ADD = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.add_, torch.Tensor.__iadd__}

@@ -1,0 +1,151 @@
+"""Latency as a cost: predicted from a few whole-model probes on the target, measured wherever it counts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from secateur.choose.plan import make_plan
+from secateur.graph.couple import Groups
+from secateur.graph.surgery import apply
+from secateur.targets.measure import measure, measure_models
+from secateur.targets.memory import latency_key, recall, remember
+from secateur.types import Artefact, Bools, Cost, Example, Group, Keep, Measurement, Target
+
+PROBES = 6
+"""Most whole-model probes that a prediction is made from."""
+
+
+def latency(model: nn.Module, example: Example, target: Target, *, repeats: int = 40) -> Cost:
+    """Median seconds of one run of the exported model on the target.
+
+    ``dense`` is measured. ``of`` predicts: up to six probes, each with half of one family of groups cut, are exported
+    and timed against the dense model in one interleaved run; a family's saving is spread over its multiply-
+    accumulates. ``measured`` exports and times a cut model, as its ratio to the dense one in the same run. Ratios and
+    the dense figure are remembered by model, machine, threads and versions, so the same command makes the same plan.
+
+    Args:
+        model: the dense model. example: what it is timed on, batch size included. target: the runtime.
+        repeats: timings of each model a measurement.
+
+    Raises:
+        TargetError: the runtime is missing or refuses the model.
+    """
+    timed = _Timed(model, example, target, repeats)
+    tables: dict[int, tuple[Groups, _Table]] = {}
+
+    def of(groups: Groups, keep: Keep) -> float:
+        if id(groups) not in tables:
+            tables[id(groups)] = (groups, _Table.of(groups, timed))
+        return tables[id(groups)][1](keep)
+
+    def compare(models: list[nn.Module]) -> list[Measurement]:
+        return measure_models(target, models, example, repeats)
+
+    return Cost("latency", "s", timed.dense(), of, compare, timed.seconds, target)
+
+
+@dataclass(eq=False)
+class _Timed:
+    """Times cut models against the dense one; exports the dense one once."""
+
+    model: nn.Module
+    example: Example
+    target: Target
+    repeats: int
+    _built: list[Artefact] = field(default_factory=list)
+
+    def artefact(self) -> Artefact:
+        if not self._built:
+            self._built.append(self.target.build(self.model, self.example, self.target.threads))
+        return self._built[0]
+
+    def dense(self) -> float:
+        key = latency_key(self.model, self.example, self.target)
+        known = recall(key)
+        if known is None:
+            known = measure([self.artefact()], self.repeats)[0].median
+            remember(key, known)
+        return known
+
+    def ratio(self, small: nn.Module, afresh: bool = False) -> float:
+        key = "ratio " + latency_key(small, self.example, self.target)
+        known = None if afresh else recall(key)
+        if known is None:
+            built = self.target.build(small, self.example, self.target.threads)
+            dense, cut = measure([self.artefact(), built], self.repeats)
+            known = cut.median / dense.median
+            remember(key, known)
+        return known
+
+    def seconds(self, small: nn.Module, afresh: bool = False) -> float:
+        return self.dense() * self.ratio(small, afresh)
+
+
+def families(groups: Groups, most: int = PROBES) -> list[list[Group]]:
+    """Groups that are alike but for numbers in their names; where that makes too many, runs of equal work.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [[g.name for g in f] for f in families(sc.couple(sc.trace(net, torch.zeros(1, 4))))]
+        [['0:neuron', '2:neuron']]
+    """
+    alike: dict[tuple[str, int], list[Group]] = {}
+    for g in groups:
+        alike.setdefault((re.sub(r"\d+", "*", g.name), g.units), []).append(g)
+    if len(alike) <= most:
+        return list(alike.values())
+    full = groups.all_kept()
+    dense = groups.macs(full)
+    work = np.cumsum([dense - groups.macs({**full, g.name: half_of(g)}) for g in groups])
+    bins = np.minimum((work - 1e-9) * most // work[-1], most - 1).astype(int)
+    runs = [[g for g, b in zip(groups, bins, strict=True) if b == i] for i in range(most)]
+    return [r for r in runs if r]
+
+
+def half_of(group: Group) -> Bools:
+    """Half of the units, a multiple of eight where there are enough."""
+    count = group.units // 2
+    count = max(count - count % 8, 1) if count >= 16 else max(count, 1)
+    return np.arange(group.units) < count
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Seconds a multiply-accumulate of each family."""
+
+    groups: Groups
+    dense: float
+    names: tuple[tuple[str, ...], ...]
+    rates: tuple[float, ...]
+
+    @classmethod
+    def of(cls, groups: Groups, timed: _Timed) -> _Table:
+        full, dense = groups.all_kept(), timed.dense()
+        macs = groups.macs(full)
+        names, rates = [], []
+        for family in families(groups):
+            keep = {**full, **{g.name: half_of(g) for g in family}}
+            saved = dense * (1 - timed.ratio(apply(make_plan(groups, keep), timed.model)))
+            fewer = macs - groups.macs(keep)
+            names.append(tuple(g.name for g in family))
+            rates.append(max(saved, 0.0) / max(fewer, 1))
+        if not any(rates):
+            rates = [dense / macs] * len(rates)  # no probe was faster: work is the only guide left
+        return cls(groups, dense, tuple(names), tuple(rates))
+
+    def __call__(self, keep: Keep) -> float:
+        full = self.groups.all_kept()
+        macs = self.groups.macs(full)
+        saved = macs - self.groups.macs({**full, **keep})
+        alone = [
+            macs - self.groups.macs({**full, **{n: keep[n] for n in f if n in keep}}) for f in self.names
+        ]
+        if not sum(alone):
+            return self.dense
+        seconds = sum(rate * a for rate, a in zip(self.rates, alone, strict=True))
+        return max(self.dense - seconds * saved / sum(alone), 0.0)

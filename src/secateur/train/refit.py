@@ -1,0 +1,43 @@
+"""Least-squares refit as a stage of recovery."""
+
+from __future__ import annotations
+
+import time
+
+from torch import nn
+
+from secateur.solve.refit import refit_
+from secateur.train.progress import progress
+from secateur.train.recovery import History, Recovery
+from secateur.types import Batches, Plan
+
+
+def refit(batches: Batches, damping: float = 1e-2) -> Recovery:
+    """Refit the weights that lost inputs to the dense model's outputs, layer after layer: no labels, no gradient.
+
+    Args:
+        batches: examples; a few thousand rows (tokens, pixels) are enough. damping: see `secateur.solve.refit.refit_`.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> refit([torch.randn(8, 4)]).name
+        'refit'
+    """
+    data = list(batches)
+
+    def run(small: nn.Module, dense: nn.Module, plan: Plan) -> History:
+        start = time.perf_counter()
+        with progress("refit", 1) as tell:
+            errors = refit_(
+                small, dense, plan, data, damping, lambda i, n: tell(1 if i == n else 0, f"{i}/{n} layers")
+            )
+        before = [b for b, _ in errors.values()]
+        after = [a for _, a in errors.values()]
+        words = f"relative error of {len(errors)} layers {_mean(before):.4f} -> {_mean(after):.4f}"
+        return History(seconds=time.perf_counter() - start, stopped=words)
+
+    return Recovery("refit", run)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
