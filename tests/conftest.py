@@ -35,6 +35,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     count = config.stash.get(_NOT_RUN, 0)
     if count:
         terminalreporter.section("BROWSER TESTS NOT RUN", "!", red=True, bold=True)
-        terminalreporter.line(
-            f"BROWSER TESTS NOT RUN: install Debian's chromium ({count} tests left out)", red=True
-        )
+        terminalreporter.line(f"BROWSER TESTS NOT RUN: install Debian's chromium ({count} tests left out)", red=True)

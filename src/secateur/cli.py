@@ -47,9 +47,7 @@ Example_ = Annotated[
         help="A shape such as 1x3x224x224, ids=1x128:int64:30522,mask=1x128:ones, or module:callable.",
     ),
 ]
-Data = Annotated[
-    str | None, typer.Option("--data", help="module:callable, or a .npy, .npz or .safetensors file.")
-]
+Data = Annotated[str | None, typer.Option("--data", help="module:callable, or a .npy, .npz or .safetensors file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn. (default: 0)")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the target. (default: 1)")]
@@ -72,9 +70,7 @@ def inspect(
     model: Model,
     example: Example_ = None,
     data: Data = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")
-    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")] = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -97,9 +93,7 @@ def inspect(
     counts = f"{found['params']:,} parameters, {found['macs']:,} MACs, {found['nbytes']:,} bytes"
     console.print(f"{found['model']}: {counts}; {len(found['groups'])} groups can be cut")
     if found["unknown"]:
-        console.print(
-            "without a rule, so what they touch is frozen: " + "; ".join(found["unknown"]), markup=False
-        )
+        console.print("without a rule, so what they touch is frozen: " + "; ".join(found["unknown"]), markup=False)
 
 
 @app.command(epilog=EXITS)
@@ -113,42 +107,26 @@ def prune(
     data: Data = None,
     out: Annotated[str | None, typer.Option(help="Folder for the result.")] = None,
     example: Example_ = None,
-    criterion: Annotated[
-        str | None, typer.Option(help="How important each unit is. (default: magnitude)")
-    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="How important each unit is. (default: magnitude)")] = None,
     allocation: Annotated[str | None, typer.Option(help="How much goes where. (default: global)")] = None,
     normalization: Annotated[
         str | None, typer.Option(help="How groups are made comparable. (default: by_mean)")
     ] = None,
     recover: Annotated[
         list[str] | None,
-        typer.Option(
-            help="refit, recalibrate_bn, distill:steps=500,lr=5e-4, finetune=module:function; in order."
-        ),
+        typer.Option(help="refit, recalibrate_bn, distill:steps=500,lr=5e-4, finetune=module:function; in order."),
     ] = None,
     multiple: Annotated[int | None, typer.Option(help="Kept counts are multiples of this.")] = None,
     by_kind: Annotated[list[str] | None, typer.Option(help="KIND=MULTIPLE, such as neuron=32.")] = None,
     minimum: Annotated[int | None, typer.Option(help="Fewest units kept in any group.")] = None,
-    max_sparsity: Annotated[
-        float | None, typer.Option(help="Largest fraction removed from any group.")
-    ] = None,
-    per_group: Annotated[
-        list[str] | None, typer.Option(help="GLOB=FRACTION: largest fraction there.")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Items in a batch of a data file. (default: 32)")
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="YAML file with the same arguments; those given here win.")
-    ] = None,
+    max_sparsity: Annotated[float | None, typer.Option(help="Largest fraction removed from any group.")] = None,
+    per_group: Annotated[list[str] | None, typer.Option(help="GLOB=FRACTION: largest fraction there.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Items in a batch of a data file. (default: 32)")] = None,
+    run: Annotated[str | None, typer.Option(help="YAML file with the same arguments; those given here win.")] = None,
     seed: Seed = None,
     threads: Threads = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an earlier result in the output folder.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in the output folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a smaller model that meets the budget, with the evidence that it is right."""
@@ -197,9 +175,7 @@ def _prune(arguments: RunFile, force: bool, command: str) -> tuple[Report, Path]
 
 @app.command(epilog=EXITS)
 def measure(
-    models: Annotated[
-        list[str], typer.Argument(help=f"{MODEL} An .onnx file may stand here too.", show_default=False)
-    ],
+    models: Annotated[list[str], typer.Argument(help=f"{MODEL} An .onnx file may stand here too.", show_default=False)],
     target: TargetName = None,
     example: Example_ = None,
     data: Data = None,
@@ -312,12 +288,8 @@ def _failed(code: int, words: str, error: Exception | None, as_json: bool) -> in
     if as_json:
         closest = getattr(error, "closest", None)
         kind = type(error).__name__ if error is not None else "Interrupted"
-        _print_json(
-            {"ok": False, "exit_code": code, "error": {"type": kind, "message": words, "closest": closest}}
-        )
-    Console(stderr=True).print(
-        Text.assemble(("error: ", "bold red"), " ".join(words.split())), soft_wrap=True
-    )
+        _print_json({"ok": False, "exit_code": code, "error": {"type": kind, "message": words, "closest": closest}})
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), " ".join(words.split())), soft_wrap=True)
     return code
 
 

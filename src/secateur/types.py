@@ -69,9 +69,7 @@ class Group:
     def __post_init__(self) -> None:
         for s in self.slices:
             if s.index.shape[0] != self.units:
-                raise PlanError(
-                    f"group {self.name}: slice {s.name} has {s.index.shape[0]} rows, not {self.units}"
-                )
+                raise PlanError(f"group {self.name}: slice {s.name} has {s.index.shape[0]} rows, not {self.units}")
 
 
 @dataclass(frozen=True)
@@ -244,17 +242,13 @@ class Budget:
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", float(self.limit))
         if not np.isfinite(self.limit) or self.limit <= 0:
-            raise BudgetError(
-                f"budget on {self.cost.name}: limit must be positive and finite, got {self.limit}"
-            )
+            raise BudgetError(f"budget on {self.cost.name}: limit must be positive and finite, got {self.limit}")
 
     @classmethod
     def of_dense(cls, cost: Cost, fraction: float) -> Budget:
         """A fraction (0, 1] of the dense model's cost."""
         if not 0 < fraction <= 1:
-            raise BudgetError(
-                f"budget on {cost.name}: fraction must be in (0, 1], got {fraction}; 0.5 means half"
-            )
+            raise BudgetError(f"budget on {cost.name}: fraction must be in (0, 1], got {fraction}; 0.5 means half")
         return cls(cost, cost.dense * fraction, fraction)
 
 
@@ -413,8 +407,7 @@ def example_of(model: nn.Module) -> Callable[[Any], tuple[Example, Any]]:
             return dict(batch), None
         if not isinstance(batch, (tuple, list)):
             raise DataError(
-                "a batch must be a tensor, a tuple, a dict or a pair (example, targets), "
-                f"got {type(batch).__name__}"
+                f"a batch must be a tensor, a tuple, a dict or a pair (example, targets), got {type(batch).__name__}"
             )
         if len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
             return (dict(batch[0]) if isinstance(batch[0], Mapping) else tuple(batch[0])), batch[1]

@@ -55,9 +55,7 @@ class _Checker(HTMLParser):
         names = [name for name, _ in attrs]
         assert len(names) == len(set(names)), f"{tag} has an attribute twice: {names}"
         self.tags.append((tag, dict(attrs)))
-        self.links += [
-            v for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "poster") and v
-        ]
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "poster") and v]
 
     def handle_endtag(self, tag):
         assert self.open, f"</{tag}> closes nothing"

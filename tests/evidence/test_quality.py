@@ -143,9 +143,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         a = rng.normal(size=(50, 2))
         angle = rng.uniform(0, np.pi / 2, 50)  # mean cosine 2 / pi
         turn = np.stack([np.cos(angle), np.sin(angle)], 1)
-        b = np.stack(
-            [a[:, 0] * turn[:, 0] - a[:, 1] * turn[:, 1], a[:, 0] * turn[:, 1] + a[:, 1] * turn[:, 0]], 1
-        )
+        b = np.stack([a[:, 0] * turn[:, 0] - a[:, 1] * turn[:, 1], a[:, 0] * turn[:, 1] + a[:, 1] * turn[:, 0]], 1)
         f = q.cosine(a, b, seed=i, resamples=400)
         inside += f.low <= 2 / np.pi <= f.high
     assert 0.88 <= inside / 200 <= 0.99

@@ -74,9 +74,7 @@ def test_any_rows_survive_json_page_and_table(many, ok, error):
 
 
 def test_numbers_that_are_not_finite_are_strings_in_json_and_numbers_again():
-    r = Report(
-        False, math.nan, (Row("x", pruned=math.inf, low=-math.inf),), {"history": {"loss": [1.0, math.nan]}}
-    )
+    r = Report(False, math.nan, (Row("x", pruned=math.inf, low=-math.inf),), {"history": {"loss": [1.0, math.nan]}})
     data = report.to_json(r)
     assert (data["max_error"], data["rows"][0]["pruned"], data["rows"][0]["low"]) == (
         "NaN",
@@ -202,19 +200,14 @@ def test_rows_of_verify_are_checks_not_quality():
     assert words.cells(checks[0])["asked"].startswith("≤")
     assert words.cells(checks[1])["asked"].startswith("≥")
     r = Report(False, 0.2, (*checks, *encoder().rows))
-    assert (
-        words.sentence(r)
-        == "Check failed: masked against shrunk, float64 0.200 relative (asked ≤ 1e-10 relative)"
-    )
+    assert words.sentence(r) == "Check failed: masked against shrunk, float64 0.200 relative (asked ≤ 1e-10 relative)"
     assert 'class="hero bad"' in _html(r)
     assert words.find(r.rows, "quality").what == "cosine to dense"
 
 
 def test_a_change_within_the_spread_is_not_called_a_gain():
     def made(pruned):
-        measured = [
-            {"target": "eager", "model": m, "median_s": 1.0, "spread": 0.02} for m in ("dense", "pruned")
-        ]
+        measured = [{"target": "eager", "model": m, "median_s": 1.0, "spread": 0.02} for m in ("dense", "pruned")]
         return Report(True, 0.0, (Row("latency, eager", "s", 1.0, pruned),), {"measurements": measured})
 
     for text in (_html(made(0.97)), _console(made(0.97)), words.sentence(made(0.97))):
@@ -300,8 +293,7 @@ def test_bar_lengths_are_to_scale():
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_stage_charts_take_any_number_of_stages_and_gaps(count):
     stages = [
-        {"name": f"after round number {i}", "latency_s": None if i == 1 else 0.01 * (i + 1)}
-        for i in range(count)
+        {"name": f"after round number {i}", "latency_s": None if i == 1 else 0.01 * (i + 1)} for i in range(count)
     ]
     for i, s in enumerate(stages):
         s["quality"] = {"cosine": 0.9 - 0.01 * i, "perplexity": 12.0 + i} if i != 1 else {}

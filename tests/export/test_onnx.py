@@ -212,9 +212,7 @@ def test_killed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_example_that_does_not_fit_is_named(tmp_path):
-    with pytest.raises(
-        TargetError, match=r"Linear does not run on the example given: .+shapes cannot be multiplied"
-    ):
+    with pytest.raises(TargetError, match=r"Linear does not run on the example given: .+shapes cannot be multiplied"):
         to_onnx(nn.Linear(3, 2), torch.ones(1, 4), tmp_path / "net.onnx")
 
 

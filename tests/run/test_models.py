@@ -93,9 +93,7 @@ def bert(tmp_path):
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=30
-    )
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=30)
     model = BertModel(config).eval()
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "architectures": ["BertModel"]}))
@@ -117,9 +115,7 @@ def test_hugging_face_layers_that_would_be_random_are_refused(bert):
     folder, _ = bert
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if "intermediate" not in k}, folder / "model.safetensors")
-    with pytest.raises(
-        FormatError, match=r"2 tensors of BertModel are not in its files.*intermediate\.dense"
-    ):
+    with pytest.raises(FormatError, match=r"2 tensors of BertModel are not in its files.*intermediate\.dense"):
         load_model(str(folder))
 
 

@@ -96,9 +96,7 @@ def test_file_with_other_free_axes_asks_for_an_example(tmp_path):
 
 def test_example_of_another_shape_is_refused(linear):
     _, path = linear
-    with pytest.raises(
-        TargetError, match=r"given input float32 \[1, 5\]; the file takes input tensor\(float\)"
-    ):
+    with pytest.raises(TargetError, match=r"given input float32 \[1, 5\]; the file takes input tensor\(float\)"):
         session(path, 1, torch.ones(1, 5))
 
 
@@ -125,7 +123,5 @@ def test_peak_memory_is_that_of_the_file_alone(linear, tmp_path):
 
 def test_peak_memory_of_a_broken_file_is_refused(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"broken")
-    with pytest.raises(
-        TargetError, match=r"peak memory of .*net.onnx could not be measured: .*INVALID_PROTOBUF"
-    ):
+    with pytest.raises(TargetError, match=r"peak memory of .*net.onnx could not be measured: .*INVALID_PROTOBUF"):
         peak_rss(tmp_path / "net.onnx", {})

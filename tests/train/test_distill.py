@@ -157,9 +157,7 @@ def test_loader_order_depends_on_the_seed_only():
         ends.append(snapshot(small))
     assert same(ends[0], ends[1])
     other = mlp(6, 1)
-    distill(DataLoader(TensorDataset(x), batch_size=16, shuffle=True), epochs=2, seed=4).run(
-        other, mlp(), None
-    )
+    distill(DataLoader(TensorDataset(x), batch_size=16, shuffle=True), epochs=2, seed=4).run(other, mlp(), None)
     assert not same(ends[0], snapshot(other))
     again = mlp(6, 1)
     generator = torch.Generator().manual_seed(99)
@@ -247,9 +245,7 @@ def test_average_of_the_weights():
 def test_trainable_freezes():
     small = mlp(6, 1)
     before = snapshot(small)[0]
-    distill(data(), steps=5, weight_decay=0.1, trainable=lambda name: name.startswith("4.")).run(
-        small, mlp(), None
-    )
+    distill(data(), steps=5, weight_decay=0.1, trainable=lambda name: name.startswith("4.")).run(small, mlp(), None)
     changed = {k for k, v in small.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"4.weight", "4.bias"}
     assert all(p.requires_grad for p in small.parameters())

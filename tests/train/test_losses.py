@@ -35,9 +35,7 @@ def test_kd_kl_is_the_formula(seed, temperature, classes):
     generator = torch.Generator().manual_seed(seed)
     s, t = torch.randn(2, 5, classes, generator=generator, dtype=torch.float64)
     assert kd_kl(s, t, temperature).item() == pytest.approx(by_hand(s, t, temperature), rel=1e-9, abs=1e-12)
-    reference = F.kl_div(
-        F.log_softmax(s / temperature, -1), F.softmax(t / temperature, -1), reduction="batchmean"
-    )
+    reference = F.kl_div(F.log_softmax(s / temperature, -1), F.softmax(t / temperature, -1), reduction="batchmean")
     torch.testing.assert_close(kd_kl(s, t, temperature), reference * temperature**2)
     assert kd_kl(s, t, temperature) != kd_kl(t, s, temperature)
 
@@ -59,9 +57,7 @@ def test_kl_logits_finds_the_logits_and_masks():
     keep = torch.zeros(3, 4, dtype=torch.bool)
     keep[0, 1] = keep[2, 3] = True
     masked = kl_logits(3.0, mask=lambda batch: batch["keep"])(s, t, {"keep": keep})
-    torch.testing.assert_close(
-        masked, kd_kl(torch.stack([s[0, 1], s[2, 3]]), torch.stack([t[0, 1], t[2, 3]]), 3.0)
-    )
+    torch.testing.assert_close(masked, kd_kl(torch.stack([s[0, 1], s[2, 3]]), torch.stack([t[0, 1], t[2, 3]]), 3.0))
     first = kl_logits(3.0, dim=1, mask=lambda batch: torch.ones(3, 5))(s, t, None)
     torch.testing.assert_close(first, kd_kl(s.movedim(1, -1), t.movedim(1, -1), 3.0))
     with pytest.raises(ValueError, match="temperature"):

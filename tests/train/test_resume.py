@@ -30,9 +30,7 @@ job(sys.argv[1])
 
 def net(width, seed):
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(4, width), nn.BatchNorm1d(width), nn.GELU(), nn.Dropout(0.2), nn.Linear(width, 3)
-    )
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.GELU(), nn.Dropout(0.2), nn.Linear(width, 3))
 
 
 class Noisy(torch.utils.data.Dataset):

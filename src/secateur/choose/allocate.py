@@ -112,13 +112,9 @@ def uniform(scores: Scores, budget: Budget, options: Mapping[str, Ints]) -> Coun
     steps = 4096
 
     def counts(i: int) -> Counts:
-        return {
-            g.name: int(_at_least(options[g.name], round((1 - i / steps) * g.units))) for g in scores.groups
-        }
+        return {g.name: int(_at_least(options[g.name], round((1 - i / steps) * g.units))) for g in scores.groups}
 
-    return counts(
-        _least(steps, lambda i: budget.cost.of(scores.groups, keep_best(scores, counts(i))) <= budget.limit)
-    )
+    return counts(_least(steps, lambda i: budget.cost.of(scores.groups, keep_best(scores, counts(i))) <= budget.limit))
 
 
 def global_(scores: Scores, budget: Budget, options: Mapping[str, Ints]) -> Counts:
@@ -136,9 +132,7 @@ def global_(scores: Scores, budget: Budget, options: Mapping[str, Ints]) -> Coun
         return {n: int(_at_least(options[n], left[k])) for k, n in enumerate(names)}
 
     cost = budget.cost.of
-    return counts(
-        _least(len(ranked), lambda i: cost(scores.groups, keep_best(scores, counts(i))) <= budget.limit)
-    )
+    return counts(_least(len(ranked), lambda i: cost(scores.groups, keep_best(scores, counts(i))) <= budget.limit))
 
 
 def _at_least(options: Ints, count: int) -> int:
@@ -216,9 +210,7 @@ def _solve(
     best = np.zeros(buckets + 1)
     taken: list[Ints] = []
     for n in names:
-        steps = (
-            np.ceil(costs[n] / unit - 1e-9).astype(np.int64) if unit > 0 else (costs[n] > 0) * (buckets + 1)
-        )
+        steps = np.ceil(costs[n] / unit - 1e-9).astype(np.int64) if unit > 0 else (costs[n] > 0) * (buckets + 1)
         after = np.full(buckets + 1, np.inf)
         choice = np.zeros(buckets + 1, np.int64)
         for j, (step, lost) in enumerate(zip(steps.tolist(), loss[n].tolist(), strict=True)):

@@ -16,9 +16,7 @@ def params(model: nn.Module) -> Cost:
         >>> params(nn.Linear(4, 2)).dense
         10.0
     """
-    return Cost(
-        "params", "", float(sum(p.numel() for p in model.parameters())), lambda g, keep: g.params(keep)
-    )
+    return Cost("params", "", float(sum(p.numel() for p in model.parameters())), lambda g, keep: g.params(keep))
 
 
 def nbytes(model: nn.Module) -> Cost:

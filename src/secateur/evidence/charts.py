@@ -96,9 +96,7 @@ def bars(key: str, title: str, about: str, rows: Sequence[Bar], height: float = 
         return _svg(figure, key, title, about)
 
 
-def columns(
-    key: str, title: str, about: str, rows: Sequence[Bar], limit: tuple[float, str] | None = None
-) -> Markup:
+def columns(key: str, title: str, about: str, rows: Sequence[Bar], limit: tuple[float, str] | None = None) -> Markup:
     """Vertical bars from zero, with an optional dashed line at a limit ``(value, text)``."""
     names = [_wrap(r.label, len(rows)) for r in rows]
     slanted = len(rows) > 6
@@ -115,9 +113,7 @@ def columns(
             if math.isfinite(row.value):
                 peak = bottom - scale * row.value
                 ax.add_patch(Rectangle((mid - half, peak), 2 * half, bottom - peak, fc=row.colour, lw=0))
-                inside = (
-                    step > 66 and bottom - peak > 40
-                )  # at the foot, where the dashed line rarely crosses the text
+                inside = step > 66 and bottom - peak > 40  # at the foot, where the dashed line rarely crosses the text
                 colour = CARD if inside and row.colour != PLAIN else INK
                 size = 11 if step > 60 else 9
                 ax.text(
@@ -160,9 +156,7 @@ def lines(key: str, title: str, about: str, names: Sequence[str], series: Sequen
                 ax.plot(px, py, color=colour, lw=2, marker="o", ms=5, mec=colour, mfc=colour)
                 ends.append((py[-1], colour, f"{one.name} {one.label}".strip()))
         for y, (_, colour, text) in zip(_apart([e[0] for e in ends], top - 6, bottom), ends, strict=True):
-            ax.text(
-                WIDTH - room + 6, y, _clean(text), va="center_baseline", color=colour, size=11, weight="bold"
-            )
+            ax.text(WIDTH - room + 6, y, _clean(text), va="center_baseline", color=colour, size=11, weight="bold")
         _names(ax, wrapped, xs, bottom, slanted)
         return _svg(figure, key, title, about)
 
@@ -270,9 +264,7 @@ def _grid(
     for t in ticks:
         ax.plot([x0, x1], [place(t)] * 2, color=LINE, lw=0.8)
         text = f"{t:g}" if log else f"{t:.{places + two}f}"
-        ax.text(
-            x0 - 6, place(t), text.replace("-", "−"), ha="right", va="center_baseline", color=MUTED, size=10.5
-        )
+        ax.text(x0 - 6, place(t), text.replace("-", "−"), ha="right", va="center_baseline", color=MUTED, size=10.5)
     return place
 
 
@@ -315,9 +307,7 @@ def _svg(figure: Figure, key: str, title: str, about: str) -> Markup:
     """The figure as an SVG element that may stand in a page beside others."""
     out = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # the reader's font sets the text
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's font sets the text
         FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     root = ET.fromstring(out.getvalue().encode("utf-8", "replace"))
     box = root.attrib["viewBox"]

@@ -60,11 +60,7 @@ def model_hash(model: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, t in model.state_dict().items():
         sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        sha.update(
-            t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            if t.numel()
-            else b""
-        )
+        sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
     return sha.hexdigest()
 
 

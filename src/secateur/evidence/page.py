@@ -67,9 +67,7 @@ def _checks(report: Report) -> list[dict[str, Any]]:
     """What was checked, each with its outcome."""
     if math.isfinite(report.max_error):
         error = f"{words.digits(report.max_error, 2)} relative"
-        text = (
-            f"Masked and shrunk models agree to {error}" if report.ok else f"Masked against shrunk: {error}"
-        )
+        text = f"Masked and shrunk models agree to {error}" if report.ok else f"Masked against shrunk: {error}"
         out = [{"ok": report.ok, "text": text}]
     else:
         out = [{"ok": report.ok, "text": "Masked against shrunk: not finite"}]
@@ -89,9 +87,7 @@ def _tiles(report: Report) -> list[dict[str, str]]:
     if latency is not None and latency.ratio is not None:
         where = words.target_of(latency, report.sections)
         gain = words.gloss(latency)
-        value, _, rest = (
-            gain.partition(" ") if gain else (words.times(latency.ratio), "", "the latency, within noise")
-        )
+        value, _, rest = gain.partition(" ") if gain else (words.times(latency.ratio), "", "the latency, within noise")
         out.append(_tile(latency, value, f"{rest} on {where}" if where else rest))
     for start in ("bytes", "param"):
         row = words.find(report.rows, "size", start)
@@ -119,11 +115,7 @@ def _table(rows: Sequence[Row]) -> list[dict[str, Any]]:
         mine = [r for r in rows if words.family(r) == kind]
         lines = []
         for row in mine:
-            bar = (
-                None
-                if row.ratio is None or not math.isfinite(row.ratio)
-                else max(0.0, min(100.0, 100 * row.ratio))
-            )
+            bar = None if row.ratio is None or not math.isfinite(row.ratio) else max(0.0, min(100.0, 100 * row.ratio))
             lines.append({"what": row.what, "ok": row.ok, "note": row.note, "bar": bar, **words.cells(row)})
         if mine:
             out.append({"name": name, "rows": lines})
@@ -137,12 +129,8 @@ def _timing(measurements: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     for m in measurements:
         label = f"{m['target']}, {m['model']}" if many else m["model"]
         colour = PLAIN if m["model"] == "dense" else ACCENT
-        rows.append(
-            Bar(label, m["median_s"], words.quantity(m["median_s"], "s"), colour, whisker=m.get("p95_s"))
-        )
-    about = "; ".join(
-        f"{m['target']}, {m['model']}: {words.quantity(m['median_s'], 's')}" for m in measurements
-    )
+        rows.append(Bar(label, m["median_s"], words.quantity(m["median_s"], "s"), colour, whisker=m.get("p95_s")))
+    about = "; ".join(f"{m['target']}, {m['model']}: {words.quantity(m['median_s'], 's')}" for m in measurements)
     chart = charts.bars("timing", "Median latency of each model on each target", about, rows, height=26)
     return {
         "chart": chart,
@@ -183,9 +171,7 @@ def _stage_latency(report: Report, stages: Sequence[Mapping[str, Any]]) -> Marku
     return charts.columns("stage-latency", "Latency through the stages", about, rows, limit)
 
 
-def _stage_quality(
-    names: Sequence[str], stages: Sequence[Mapping[str, Any]], metrics: Sequence[str]
-) -> list[Any]:
+def _stage_quality(names: Sequence[str], stages: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[Any]:
     """One chart for the figures that lie in [-1, 1], one for each of the others."""
     series = []
     for metric in metrics:
@@ -197,8 +183,7 @@ def _stage_quality(
     out = []
     for i, group in enumerate(split):
         about = "; ".join(
-            f"{s.name}: {', '.join(words.decimal(v) if math.isfinite(v) else '–' for v in s.values)}"
-            for s in group
+            f"{s.name}: {', '.join(words.decimal(v) if math.isfinite(v) else '–' for v in s.values)}" for s in group
         )
         title = "Quality through the stages" if group is shared else f"{group[0].name} through the stages"
         out.append({"title": title, "chart": charts.lines(f"stage-quality-{i}", title, about, names, group)})
@@ -216,9 +201,7 @@ def _widths(widths: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         rows = []
         for label, w in zip(labels, mine, strict=True):
             kept = w["after"] / w["before"] if w["before"] else 0.0
-            rows.append(
-                Bar(label, kept, f"{w['after']} of {w['before']}", ACCENT if w["after"] else BAD, full=1.0)
-            )
+            rows.append(Bar(label, kept, f"{w['after']} of {w['before']}", ACCENT if w["after"] else BAD, full=1.0))
         name = _KINDS.get(kind, kind.replace("_", " ") + "s")
         kept = after / before if before else 0.0
         text = f"{words.count(after)} of {words.count(before)} kept ({words.percent(kept)})"
@@ -296,9 +279,7 @@ def _baselines(report: Report, baselines: Sequence[Mapping[str, Any]]) -> dict[s
         ]
         if part:
             about = "; ".join(f"{b.label}: {b.text}" for b in part)
-            chart = charts.bars(
-                f"baseline-{i}", f"{metric}: this model beside the baselines", about, part, height=24
-            )
+            chart = charts.bars(f"baseline-{i}", f"{metric}: this model beside the baselines", about, part, height=24)
             panels.append({"title": metric, "chart": chart})
     return {"rows": rows, "metrics": metrics, "panels": panels, "notes": any(b["note"] for b in rows)}
 

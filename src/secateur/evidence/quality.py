@@ -53,9 +53,7 @@ def cosine(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0, resamples: int 
     return _mean_figure(np.clip((unit_x * unit_y).sum(axis=1), -1.0, 1.0), seed, resamples)
 
 
-def pair_correlation(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Figure:
+def pair_correlation(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Figure:
     """Pearson correlation of all pairwise cosine similarities under ``a`` with those under ``b``.
 
     With ``A_ij = cos(a_i, a_j)`` and ``B`` likewise, correlates the upper triangles (``i < j``). It asks
@@ -80,18 +78,14 @@ def pair_correlation(
     x, y = _matrix("pair_correlation: a", a), _matrix("pair_correlation: b", b)
     n = len(x)
     if len(y) != n or n < 3:
-        raise DataError(
-            f"pair_correlation: a has {n} items and b has {len(y)}; give the same items, 3 or more"
-        )
+        raise DataError(f"pair_correlation: a has {n} items and b has {len(y)}; give the same items, 3 or more")
     unit_x, unit_y = _unit_rows("pair_correlation: a", x), _unit_rows("pair_correlation: b", y)
     upper = np.triu_indices(n, 1)
     pairs = []
     for name, unit in (("a", unit_x), ("b", unit_y)):
         flat = (unit @ unit.T)[upper]
         if np.ptp(flat) < 1e-12:
-            raise DataError(
-                f"pair_correlation: all similarities under {name} are {flat[0]:.6g}: nothing to correlate"
-            )
+            raise DataError(f"pair_correlation: all similarities under {name} are {flat[0]:.6g}: nothing to correlate")
         full = np.zeros((n, n))
         full[upper] = flat - flat.mean()  # centred first: the weighted sums below then lose no digits
         pairs.append(full + full.T)
@@ -102,9 +96,7 @@ def pair_correlation(
     return Figure(value, *_interval(_weighted_pearson(pairs[0], pairs[1], counts)), n)
 
 
-def spearman(
-    scores: npt.ArrayLike, human: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Figure:
+def spearman(scores: npt.ArrayLike, human: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Figure:
     """Spearman rank correlation of a model's scores with human judgements, ties at their mean rank.
 
     Args:
@@ -229,23 +221,17 @@ def _vector(name: str, x: npt.ArrayLike) -> Floats:
 def _classes(name: str, x: npt.ArrayLike) -> npt.NDArray[Any]:
     out = np.asarray(x)
     if out.ndim != 1 or out.size == 0:
-        raise DataError(
-            f"{name} has shape {out.shape}, expected (items,) with at least one item; argmax logits first"
-        )
+        raise DataError(f"{name} has shape {out.shape}, expected (items,) with at least one item; argmax logits first")
     if out.dtype.kind == "f" and np.isnan(out).any():
         raise DataError(f"{name} holds {int(np.isnan(out).sum())} NaN: give a class for every item")
     return out
 
 
 def _pair(what: str, a: npt.ArrayLike, b: npt.ArrayLike, least: int = 2) -> tuple[Floats, Floats]:
-    names = {"logit_kl": ("logits_dense", "logits_small"), "agreement": ("logits_a", "logits_b")}.get(
-        what, ("a", "b")
-    )
+    names = {"logit_kl": ("logits_dense", "logits_small"), "agreement": ("logits_a", "logits_b")}.get(what, ("a", "b"))
     x, y = _matrix(f"{what}: {names[0]}", a), _matrix(f"{what}: {names[1]}", b)
     if x.shape != y.shape:
-        raise DataError(
-            f"{what}: {names[0]} has shape {x.shape} and {names[1]} {y.shape}; give the same items to both"
-        )
+        raise DataError(f"{what}: {names[0]} has shape {x.shape} and {names[1]} {y.shape}; give the same items to both")
     if len(x) < least:
         raise DataError(f"{what}: {len(x)} item gives no interval; give at least {least}")
     return x, y
@@ -255,9 +241,7 @@ def _unit_rows(name: str, x: Floats) -> Floats:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     zero = np.flatnonzero(norms[:, 0] == 0)
     if zero.size:
-        raise DataError(
-            f"{name}: row {int(zero[0])} is all zeros ({zero.size} such rows): it has no direction"
-        )
+        raise DataError(f"{name}: row {int(zero[0])} is all zeros ({zero.size} such rows): it has no direction")
     out: Floats = x / norms
     return out
 
@@ -279,9 +263,7 @@ def _weighted_pearson(a: Floats, b: Floats, counts: Floats) -> Floats:
     cov = _divide(total(a * b), weight) - mean_a * mean_b
     var_a, var_b = _divide(total(a * a), weight) - mean_a**2, _divide(total(b * b), weight) - mean_b**2
     floor = 1e-12 * max(float(np.abs(a).max()), 1e-300) ** 2, 1e-12 * max(float(np.abs(b).max()), 1e-300) ** 2
-    usable = (var_a > floor[0]) & (
-        var_b > floor[1]
-    )  # a draw of two items has one pair: no spread, only rounding
+    usable = (var_a > floor[0]) & (var_b > floor[1])  # a draw of two items has one pair: no spread, only rounding
     product = np.where(usable, var_a * var_b, 0.0)
     return np.clip(_divide(cov, np.sqrt(product)), -1.0, 1.0)
 

@@ -67,14 +67,10 @@ def from_json(data: Any, where: str = "report") -> Report:
         1e-12
     """
     if not isinstance(data, Mapping) or "schema" not in data:
-        raise FormatError(
-            f"{where}: no field 'schema': not a secateur report; expected the contents of {JSON_NAME}"
-        )
+        raise FormatError(f"{where}: no field 'schema': not a secateur report; expected the contents of {JSON_NAME}")
     version = data["schema"]
     if version != VERSION:
-        raise FormatError(
-            f"{where}: schema {version!r}, this secateur reads {VERSION}; use the version that wrote it"
-        )
+        raise FormatError(f"{where}: schema {version!r}, this secateur reads {VERSION}; use the version that wrote it")
     good = check(data, where)
     rows = tuple(Row(**{k: v for k, v in row.items() if k in _ROW}) for row in good["rows"])
     return Report(good["ok"], good["max_error"], rows, good["sections"])
@@ -117,9 +113,7 @@ def read_report(folder: str | os.PathLike[str]) -> Report:
 def to_table(report: Report) -> Table:
     """The rows for a terminal: dense beside pruned, asked beside achieved; the verdict is the title."""
     report = replace(report, rows=words.rows_of(report))
-    table = Table(
-        title=Text(words.sentence(report), style="bold green" if words.passed(report) else "bold red")
-    )
+    table = Table(title=Text(words.sentence(report), style="bold green" if words.passed(report) else "bold red"))
     table.add_column("")
     for name in ("dense", "pruned", "ratio", "asked"):
         table.add_column(name, justify="right")
@@ -135,9 +129,7 @@ def to_table(report: Report) -> Table:
         mark = {True: " ✓", False: " ✗", None: ""}[row.ok]
         asked = Text(text["asked"] + mark, style={True: "green", False: "red", None: ""}[row.ok])
         note = "; ".join(filter(None, [text["gloss"], row.note]))
-        table.add_row(
-            *map(Text, (row.what, text["dense"], pruned, text["ratio"])), asked, Text(note, style="dim")
-        )
+        table.add_row(*map(Text, (row.what, text["dense"], pruned, text["ratio"])), asked, Text(note, style="dim"))
     return table
 
 
@@ -157,9 +149,7 @@ def _plain(value: Any, path: str) -> Any:
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [_plain(v, f"{path}.{i}") for i, v in enumerate(value)]
-    raise FormatError(
-        f"report: {path} holds a {type(value).__name__}; give numbers, strings, lists and dicts only"
-    )
+    raise FormatError(f"report: {path} holds a {type(value).__name__}; give numbers, strings, lists and dicts only")
 
 
 def _finite(value: Any) -> Any:

@@ -121,9 +121,7 @@ def _baseline(name: str, ratio: float, quality: tuple[float, ...], note: str) ->
     }
 
 
-def _timing(
-    target: str, model: str, median: float, p95: float, spread: float, nbytes: int | None
-) -> dict[str, Any]:
+def _timing(target: str, model: str, median: float, p95: float, spread: float, nbytes: int | None) -> dict[str, Any]:
     shared = {"threads": 1, "batch": 1, "repeats": 200}
     return {
         "target": target,
@@ -186,9 +184,7 @@ def _conv_frozen() -> list[dict[str, Any]]:
         for i in range(16)
     ]
     frozen.append(
-        _frozen(
-            "backbone._fc.weight", 0, 1000, "output of the model", "backbone._fc", "efficientnet/model.py:211"
-        )
+        _frozen("backbone._fc.weight", 0, 1000, "output of the model", "backbone._fc", "efficientnet/model.py:211")
     )
     return frozen
 
@@ -207,19 +203,14 @@ def _encoder_frozen() -> list[dict[str, Any]]:
     ]
     for i in range(6):
         for part in ("attention.output.LayerNorm.weight", "output.LayerNorm.weight"):
-            out.append(
-                _frozen(f"encoder.layer.{i}.{part}", 0, 384, width, f"encoder.layer.{i}", "encoder.py:318")
-            )
+            out.append(_frozen(f"encoder.layer.{i}.{part}", 0, 384, width, f"encoder.layer.{i}", "encoder.py:318"))
     out.append(_frozen("pooler.dense.weight", 0, 384, "output of the model", "pooler", "encoder.py:402"))
     return out
 
 
 def _history(n: int) -> dict[str, Any]:
     rng = random.Random(1)
-    loss = [
-        0.04 + 0.9 * math.exp(-i / 40) + 0.25 * math.exp(-i / 200) * (1 + 0.2 * rng.random())
-        for i in range(n)
-    ]
+    loss = [0.04 + 0.9 * math.exp(-i / 40) + 0.25 * math.exp(-i / 200) * (1 + 0.2 * rng.random()) for i in range(n)]
     return {"loss": loss, "steps": list(range(n))}
 
 

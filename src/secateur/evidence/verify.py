@@ -16,9 +16,7 @@ from secateur.graph.surgery import apply, masked
 from secateur.types import Example, Plan, Report, Row, run, tensors_of
 
 
-def verify(
-    model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, tolerance: float = 1e-10
-) -> Report:
+def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, tolerance: float = 1e-10) -> Report:
     """Check that ``small`` is the plan carried out on ``model``, and that the cut is exact.
 
     In float64, with every weight perturbed (zeros and ones hide errors), the shrunk model must equal the masked one
@@ -36,9 +34,7 @@ def verify(
     error, scale = _difference(masked(plan, double), apply(plan, double), inputs)
     control = _control(plan, double, inputs)
     rows = [
-        Row(
-            "masked against shrunk, float64", "relative", pruned=error, asked=tolerance, ok=error <= tolerance
-        ),
+        Row("masked against shrunk, float64", "relative", pruned=error, asked=tolerance, ok=error <= tolerance),
         Row(
             "control: another draw must differ",
             "relative",

@@ -178,9 +178,7 @@ def gloss(row: Row) -> str:
 
 def find(rows: Sequence[Row], kind: Family, start: str = "") -> Row | None:
     """The row of a family that speaks for it: the first one with a limit, else the first."""
-    fits = [
-        r for r in rows if family(r) == kind and r.what.lower().startswith(start) and r.pruned is not None
-    ]
+    fits = [r for r in rows if family(r) == kind and r.what.lower().startswith(start) and r.pruned is not None]
     asked = [r for r in fits if r.asked is not None]
     return next(iter(asked or fits), None)
 
@@ -256,9 +254,7 @@ def _gains(report: Report) -> list[str]:
     out = []
     if latency is not None and latency.ratio is not None:
         where = target_of(latency, report.sections)
-        out.append(
-            (gloss(latency) or "latency unchanged within the noise") + (f" on {where}" if where else "")
-        )
+        out.append((gloss(latency) or "latency unchanged within the noise") + (f" on {where}" if where else ""))
     if quality is not None:
         out.append(f"{quality.what} {cells(quality)['pruned']}")
     if params is not None and params.ratio is not None:

@@ -36,9 +36,7 @@ def new_folder(folder: Path, overwrite: bool, carry: tuple[str, ...] = ()) -> It
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"{folder} is a file; give the path of a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FormatError(
-            f"{folder} is in use: it is not empty. Give another folder, or overwrite=True (--force)"
-        )
+        raise FormatError(f"{folder} is in use: it is not empty. Give another folder, or overwrite=True (--force)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -107,9 +107,7 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, tensor in state.items():
             target = own.get(name)
@@ -148,9 +146,7 @@ def _build(path: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
         return given
     if given is not None and not hasattr(given, "to_json_string"):
         if not callable(given):
-            raise FormatError(
-                f"factory_or_config must be a function, a model or a config, got {type(given).__name__}"
-            )
+            raise FormatError(f"factory_or_config must be a function, a model or a config, got {type(given).__name__}")
         model = given()
         if not isinstance(model, nn.Module):
             raise FormatError(f"the factory returned {type(model).__name__}, not a module")
@@ -172,9 +168,7 @@ def _from_config(file: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
     name = about["class"].partition(":")[2]
     cls = getattr(transformers, name, None)
     if cls is None:
-        raise FormatError(
-            f"{file}: transformers has no class {name}; give sc.load a function that builds the model"
-        )
+        raise FormatError(f"{file}: transformers has no class {name}; give sc.load a function that builds the model")
     if given is None:
         data = json.loads(file.read_text(encoding="utf-8"))
         given = cls.config_class.from_dict(data)

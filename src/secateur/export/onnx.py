@@ -133,9 +133,7 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
     if not kwargs and args and isinstance(args[-1], dict):
         args = (*args, {})  # a last positional dict would be taken for keyword arguments
     with _quiet(), torch.no_grad():
-        return torch.onnx.export(
-            model, args, kwargs=kwargs, dynamo=True, verbose=False, dynamic_shapes=shapes
-        )
+        return torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False, dynamic_shapes=shapes)
 
 
 def _any_batch(program: Any, example: Example) -> bool:
@@ -232,9 +230,7 @@ def open_session(path: Path | str, threads: int = 1) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as e:
-        raise TargetError(
-            f"onnxruntime: {path} cannot be loaded: {first_line(e)}; is it a whole ONNX file?"
-        ) from e
+        raise TargetError(f"onnxruntime: {path} cannot be loaded: {first_line(e)}; is it a whole ONNX file?") from e
 
 
 def feeds(session: Any, example: Example) -> dict[str, Array]:
@@ -250,9 +246,7 @@ def feeds(session: Any, example: Example) -> dict[str, Array]:
     elif len(inputs) == len(given) and (len(inputs) == 1 or not isinstance(example, dict)):
         chosen = dict(zip(inputs, given.values(), strict=True))
     else:
-        raise TargetError(
-            f"onnx: the example has tensors {list(given)}, the file takes {inputs}: name them alike"
-        )
+        raise TargetError(f"onnx: the example has tensors {list(given)}, the file takes {inputs}: name them alike")
     return {name: array(t) for name, t in chosen.items()}
 
 
@@ -291,11 +285,7 @@ def parity(path: Path | str, model: nn.Module, examples: Iterable[Example]) -> f
     worst, seen = 0.0, False
     for example in examples:
         batch = batch_of(example)
-        again = (
-            [rebatched(example, n) for n in {1, batch + 2} - {batch}]
-            if not seen and _takes_any(session)
-            else []
-        )
+        again = [rebatched(example, n) for n in {1, batch + 2} - {batch}] if not seen and _takes_any(session) else []
         for e in (example, *again):
             with torch.inference_mode():
                 ours = [array(t) for t in output_tensors(run(twin, moved(e, device)))]
@@ -313,9 +303,7 @@ def _takes_any(session: Any) -> bool:
 def _relative(path: Path | str, ours: list[Array], theirs: list[Array]) -> float:
     shapes = [a.shape for a in ours], [b.shape for b in theirs]
     if shapes[0] != shapes[1]:
-        raise TargetError(
-            f"onnx: {path} gives outputs of shapes {shapes[1]}, torch gives {shapes[0]}: another model?"
-        )
+        raise TargetError(f"onnx: {path} gives outputs of shapes {shapes[1]}, torch gives {shapes[0]}: another model?")
     worst = 0.0
     for x, y in zip(ours, theirs, strict=True):
         a, b = x.astype(np.float64), y.astype(np.float64)

@@ -29,8 +29,7 @@ def plan_bytes(plan: Plan, about: dict[str, Any] | None = None) -> tuple[bytes, 
     header = {
         "schema": SCHEMA,
         "groups": {
-            n: {"kind": plan.kinds.get(n, ""), "units": len(m), "kept": int(m.sum())}
-            for n, m in plan.keep.items()
+            n: {"kind": plan.kinds.get(n, ""), "units": len(m), "kept": int(m.sum())} for n, m in plan.keep.items()
         },
         "attributes": [
             {"module": m, "path": p, "old": old, "new": new} for (m, p), (old, new) in plan.attributes.items()
@@ -63,9 +62,7 @@ def load_plan(folder: Path | str) -> Plan:
     try:
         raw = (path / "plan.safetensors").read_bytes()
         if hashlib.sha256(raw).hexdigest() != header["masks_sha256"]:
-            raise FormatError(
-                f"{path / 'plan.safetensors'} is damaged or belongs to another plan: its hash differs"
-            )
+            raise FormatError(f"{path / 'plan.safetensors'} is damaged or belongs to another plan: its hash differs")
         masks = {k: np.asarray(t.numpy(), bool) for k, t in load_tensors(raw).items()}
         axes = {}
         for key, mask in masks.items():
@@ -76,9 +73,7 @@ def load_plan(folder: Path | str) -> Plan:
         return Plan(
             keep={n: masks[f"keep/{n}"] for n in header["groups"]},
             axes=axes,
-            attributes={
-                (a["module"], a["path"]): (int(a["old"]), int(a["new"])) for a in header["attributes"]
-            },
+            attributes={(a["module"], a["path"]): (int(a["old"]), int(a["new"])) for a in header["attributes"]},
             renumber={k.partition("/")[2]: m for k, m in masks.items() if k.startswith("renumber/")},
             kinds={n: g["kind"] for n, g in header["groups"].items()},
             made=header["made"],

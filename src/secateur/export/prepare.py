@@ -140,7 +140,6 @@ def need(extra: str, *packages: str) -> list[Any]:
             found.append(importlib.import_module(package))
         except ImportError as e:
             raise TargetError(
-                f"{package} is needed and cannot be imported ({first_line(e)}): "
-                f"pip install 'secateur[{extra}]'"
+                f"{package} is needed and cannot be imported ({first_line(e)}): pip install 'secateur[{extra}]'"
             ) from e
     return found

@@ -167,9 +167,7 @@ class Axes:
     def _split(self, axis: Ints, sizes: tuple[int, ...]) -> list[Axis]:
         block = axis.reshape(sizes)
         wide = [d for d, n in enumerate(sizes) if n > 1]
-        varies = [
-            d for d in wide if not (block == block.take([0], d)).all()
-        ]  # constant along a dim: repeated
+        varies = [d for d in wide if not (block == block.take([0], d)).all()]  # constant along a dim: repeated
         out: list[Axis] = [None] * len(sizes)
         if not varies and len(wide) != 1:
             self.pin("one position is repeated over several dims", axis)

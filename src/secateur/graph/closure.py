@@ -86,9 +86,7 @@ def _simplify(n: int, root: Ints, pinned: Bools, cells: Ints) -> tuple[Ints, Boo
         for v in (y, z):
             pinned[v[pinned[x]]] = True
         pinned[x[pinned[y] & pinned[z]]] = True
-        ties = [
-            (x[m], v[m]) for m, v in ((pinned[y], z), (pinned[z], y), (y == z, y)) if (x[m] != v[m]).any()
-        ]
+        ties = [(x[m], v[m]) for m, v in ((pinned[y], z), (pinned[z], y), (y == z, y)) if (x[m] != v[m]).any()]
         same = (y[1:] == y[:-1]) & (z[1:] == z[:-1]) & (x[1:] != x[:-1])
         if same.any():
             ties.append((x[1:][same], x[:-1][same]))

@@ -27,9 +27,7 @@ class Counter:
         return cls(
             np.array([c for c, _ in terms], np.int64),
             np.concatenate(vectors) if vectors else np.zeros(0, np.int64),
-            np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-            if vectors
-            else np.zeros(0, np.int64),
+            np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if vectors else np.zeros(0, np.int64),
             np.array(owner, np.int64),
         )
 

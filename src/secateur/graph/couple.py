@@ -164,9 +164,7 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
             groups.append(group)
             roots[group.name] = its_roots
         else:
-            dropped += [
-                Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"
-            ][:1]
+            dropped += [Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"][:1]
     frozen = (*_frozen(axes, solution), *dropped)
     if not groups:
         why = sorted({f"{f.name}: {f.reason} ({f.line})" for f in frozen if f.size > 1})[:6]
@@ -210,9 +208,7 @@ def _store(axes: Axes, call: Call, result: list[object]) -> None:
         if v is None:
             continue
         assert isinstance(ids, list)
-        if len(ids) != v.ndim or any(
-            a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)
-        ):
+        if len(ids) != v.ndim or any(a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)):
             raise ValueError(f"ids {[None if a is None else len(a) for a in ids]} for shape {v.shape}")
         axes.ids[v.index] = ids
 
@@ -267,7 +263,5 @@ def _frozen(axes: Axes, solution: Solution) -> Iterator[Frozen]:
                 known = first[roots[stuck]]
                 known = known[known >= 0]
                 pin = axes.pins[int(known[0])] if len(known) else None
-                reason, place = (
-                    (pin.reason, pin.place) if pin else ("is part of a cell that must stay", axes.place)
-                )
+                reason, place = (pin.reason, pin.place) if pin else ("is part of a cell that must stay", axes.place)
                 yield Frozen(name, d, int(stuck.sum()), reason, place.module, place.line)

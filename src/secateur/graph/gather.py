@@ -93,9 +93,7 @@ def _named(slices: tuple[Slice, ...], roots: list[Ints], labels: dict[int, str],
     weights = [s for s in makers if s.name.endswith("weight")] or makers
     module = weights[0].name.rpartition(".")[0]
     base = f"{module or weights[0].name}:{kind}"
-    name = (
-        base if base not in taken else next(n for i in itertools.count(2) if (n := f"{base}{i}") not in taken)
-    )
+    name = base if base not in taken else next(n for i in itertools.count(2) if (n := f"{base}{i}") not in taken)
     taken.add(name)
     return Group(name, kind, len(roots), slices, module)
 
@@ -151,9 +149,7 @@ def _celled_groups(
         at = np.concatenate([np.arange(a, b) for a, b in zip(lo, hi, strict=True)])
         if not len(at):
             continue
-        atoms = closure[
-            ~defined[closure]
-        ]  # rows and columns cut the same axes: told apart by where they were born
+        atoms = closure[~defined[closure]]  # rows and columns cut the same axes: told apart by where they were born
         sign = (int(signature[closure].sum()), int(birth_of[atoms].sum()), len(closure))
         families.setdefault(sign, []).append((closure, which[at], where[at]))
     out = []

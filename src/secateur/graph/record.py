@@ -153,9 +153,7 @@ class _Recorder:
 
     def here(self) -> Place:
         frame: Any = sys._getframe(2)
-        while frame and (
-            frame.f_code.co_filename.startswith(_TORCH) or frame.f_code.co_filename.startswith(_OURS)
-        ):
+        while frame and (frame.f_code.co_filename.startswith(_TORCH) or frame.f_code.co_filename.startswith(_OURS)):
             frame = frame.f_back
         return Place(self.stack[-1], frame.f_code.co_filename, frame.f_lineno) if frame else Place("", "?", 0)
 

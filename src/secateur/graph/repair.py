@@ -102,9 +102,7 @@ class Repairs:
             except ZeroDivisionError:
                 got = -1
             if got != count:
-                bad.append(
-                    f"the size {_words(e.source)} in {e.api} would be {got} and must be {count}, {_at(e)}"
-                )
+                bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {count}, {_at(e)}")
         return {a: n for a, n in new.items() if n != self.attributes[a]}, bad
 
     def _assign(self, e: Expected, count: int, new: dict[Attribute, int], bad: list[str]) -> None:

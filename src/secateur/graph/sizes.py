@@ -154,9 +154,7 @@ def remembering(model: nn.Module, escape: Callable[[Expression], None]) -> Itera
             if type(value) is int and value > 1:
                 tagged: Any = Size(value, Attribute(module, path), escape)
             elif type(value) in (tuple, list) and value and all(type(i) is int for i in value):
-                tagged = type(value)(
-                    Size(i, Attribute(module, f"{path}.{j}"), escape) for j, i in enumerate(value)
-                )
+                tagged = type(value)(Size(i, Attribute(module, f"{path}.{j}"), escape) for j, i in enumerate(value))
             else:
                 continue
             undo.append((holder, key, value))

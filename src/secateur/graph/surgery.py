@@ -79,9 +79,7 @@ def masked(plan: Plan, model: nn.Module) -> nn.Module:
     return zeroed
 
 
-def apply_to_optimizer_(
-    plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module
-) -> None:
+def apply_to_optimizer_(plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module) -> None:
     """Carry an optimizer over to the cut model: same parameters by name, state cut along with them.
 
     Args:
@@ -129,13 +127,9 @@ def _check(plan: Plan, model: nn.Module) -> None:
         try:
             found = read_attribute(model, Attribute(module, path))
         except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise PlanError(
-                f"the plan sets {module}.{path}, which this model does not have ({error})"
-            ) from error
+            raise PlanError(f"the plan sets {module}.{path}, which this model does not have ({error})") from error
         if found != old:
-            raise PlanError(
-                f"the plan changes {module}.{path} from {old}, but it is {found}: another configuration?"
-            )
+            raise PlanError(f"the plan changes {module}.{path} from {old}, but it is {found}: another configuration?")
 
 
 def _cut(plan: Plan, name: str, tensor: Tensor) -> Tensor:

@@ -111,18 +111,14 @@ def recoveries(
     return [_recovery(stage, i, data, seed, work) for i, stage in enumerate(stages)]
 
 
-def _recovery(
-    stage: RecoverText, number: int, data: Batches | None, seed: int, work: Path | None
-) -> Recovery:
+def _recovery(stage: RecoverText, number: int, data: Batches | None, seed: int, work: Path | None) -> Recovery:
     found = resolve(stage.name, _returning(Recovery), "recovery")
     if isinstance(found, Recovery):
         if stage.args or stage.call:
             raise ArgumentError(f"recovery {stage.name} takes no arguments, got {stage.written()}")
         return found
     if not callable(found):
-        raise ArgumentError(
-            f"recovery {stage.name} is {type(found).__name__}, expected a function or a Recovery"
-        )
+        raise ArgumentError(f"recovery {stage.name} is {type(found).__name__}, expected a function or a Recovery")
     parameters = inspect.signature(found).parameters
     any_key = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     args = dict(stage.args)

@@ -26,9 +26,7 @@ _DTYPES = {
     name: getattr(torch, name)
     for name in "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool".split()  # noqa: SIM905
 }
-_SHAPE = re.compile(
-    r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]\w*))?(?::(?P<below>\d+))?"
-)
+_SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]\w*))?(?::(?P<below>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,10 @@ def load_data(spec: str, batch_size: int = 32, not_in: Path | None = None) -> Ba
     make = import_name(spec, not_in)
     value = _call(spec, make) if callable(make) else make
     if isinstance(value, (Tensor, Mapping, str, bytes)) or not isinstance(value, Iterable):
-        raise DataError(
-            f"data {spec} gave {type(value).__name__}, expected an iterable of batches: return [batch]"
-        )
+        raise DataError(f"data {spec} gave {type(value).__name__}, expected an iterable of batches: return [batch]")
     if isinstance(value, Iterator):
         if not callable(make):
-            raise DataError(
-                f"data {spec} is an iterator, which can be gone over once: name a function that makes it"
-            )
+            raise DataError(f"data {spec} is an iterator, which can be gone over once: name a function that makes it")
         return Again(make)
     return value
 
@@ -169,9 +163,7 @@ def _draw(shape: tuple[int, ...], dtype: str, below: str | None, generator: torc
     if dtype in ("ones", "zeros"):
         return torch.full(shape, int(dtype == "ones"), dtype=torch.int64)
     if dtype not in _DTYPES:
-        raise ArgumentError(
-            f"example: no dtype is called {dtype!r}: {nearest(dtype, [*_DTYPES, 'ones', 'zeros'])}"
-        )
+        raise ArgumentError(f"example: no dtype is called {dtype!r}: {nearest(dtype, [*_DTYPES, 'ones', 'zeros'])}")
     kind = _DTYPES[dtype]
     if kind.is_floating_point:
         return torch.randn(shape, generator=generator).to(kind)
@@ -198,9 +190,7 @@ def _from_file(path: Path, batch_size: int) -> list[Any]:
     tensors = _read(path)
     sizes = {k: v.shape[0] if v.ndim else 0 for k, v in tensors.items()}
     if not tensors or 0 in sizes.values():
-        raise DataError(
-            f"{path} is empty: every array needs at least one item along its first axis, got {sizes}"
-        )
+        raise DataError(f"{path} is empty: every array needs at least one item along its first axis, got {sizes}")
     if len(set(sizes.values())) > 1:
         raise DataError(f"{path}: the arrays have different numbers of items along their first axis: {sizes}")
     for name, value in tensors.items():
@@ -233,9 +223,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             arrays = {"data": loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
         return {k: _as_float32(torch.from_numpy(np.array(v, order="C"))) for k, v in arrays.items()}
     except (ValueError, TypeError, OSError, EOFError, KeyError, BadZipFile) as error:
-        raise DataError(
-            f"{path} could not be read as arrays of numbers (pickled ones never are): {error}"
-        ) from error
+        raise DataError(f"{path} could not be read as arrays of numbers (pickled ones never are): {error}") from error
 
 
 def _as_float32(value: Tensor) -> Tensor:

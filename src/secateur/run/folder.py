@@ -73,9 +73,7 @@ def claim(path: str | Path, arguments: Mapping[str, Any], force: bool = False) -
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise ArgumentError(
-            f"output {path} cannot be written: {error.strerror}; give another --out"
-        ) from error
+        raise ArgumentError(f"output {path} cannot be written: {error.strerror}; give another --out") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -91,9 +91,7 @@ def _layers(model: nn.Module, example: Example) -> list[dict[str, Any]]:
         own = flops.get(f"{prefix}.{path}" if path else prefix, 0) - sum(flops.get(n, 0) for n in inside)
         params = sum(p.numel() for p in module.parameters(recurse=False))
         if params or own > 0:
-            rows.append(
-                {"name": path, "type": type(module).__name__, "params": params, "macs": max(own, 0) // 2}
-            )
+            rows.append({"name": path, "type": type(module).__name__, "params": params, "macs": max(own, 0) // 2})
     return rows
 
 
@@ -108,9 +106,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         frozen.add_row(*map(Text, (f["name"], str(f["dim"]), f"{f['size']:,}", f["reason"], f["line"])))
     layers = Table("layer", "type", "parameters", "MACs", title="Cost by layer")
     for row in found["layers"]:
-        layers.add_row(
-            *map(Text, (row["name"] or "(model)", row["type"], f"{row['params']:,}", f"{row['macs']:,}"))
-        )
+        layers.add_row(*map(Text, (row["name"] or "(model)", row["type"], f"{row['params']:,}", f"{row['macs']:,}")))
     for table, right in ((groups, (2, 3, 4)), (frozen, (1, 2)), (layers, (2, 3))):
         for i in right:
             table.columns[i].justify = "right"

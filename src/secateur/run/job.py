@@ -87,9 +87,7 @@ def execute(
     return report
 
 
-def _exported(
-    small: nn.Module, example: Example, data: Batches | None, folder: Folder, report: Report
-) -> Report:
+def _exported(small: nn.Module, example: Example, data: Batches | None, folder: Folder, report: Report) -> Report:
     """Write the ONNX file that goes with the result, and how it agrees with torch on the example and data."""
     from secateur.export.onnx import parity, to_onnx
 

@@ -87,9 +87,7 @@ def replace_limit(budget: Budget, limit: float) -> Budget:
     return replace(budget, limit=limit)
 
 
-def _attempt(
-    scores: Scores, budget: Budget, allocation: Allocation, limits: Limits, made: Mapping[str, Any]
-) -> Plan:
+def _attempt(scores: Scores, budget: Budget, allocation: Allocation, limits: Limits, made: Mapping[str, Any]) -> Plan:
     """Allocate; where the prediction says it cannot be met, try all that the limits allow before giving up."""
     try:
         return allocate(scores, budget, allocation, limits, made)

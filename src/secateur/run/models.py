@@ -122,8 +122,7 @@ def _from_hugging_face(folder: Path) -> tuple[nn.Module, Any]:
         )
     except Exception as error:
         raise FormatError(
-            f"{folder}: transformers could not load it as {name or 'AutoModel'}: {type(error).__name__}: "
-            f"{error}"
+            f"{folder}: transformers could not load it as {name or 'AutoModel'}: {type(error).__name__}: {error}"
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
@@ -161,10 +160,7 @@ def _advice(path: Path) -> str:
     if path.suffix == ".py":
         return f"; a factory in this file is written {path.stem}:NAME"
     if path.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
-        return (
-            "; pickled files are never loaded: write a factory that loads the state dict with "
-            "weights_only=True"
-        )
+        return "; pickled files are never loaded: write a factory that loads the state dict with weights_only=True"
     if path.suffix == ".onnx":
         return "; an ONNX file can be measured (secateur measure), not pruned"
     return ""

@@ -105,9 +105,7 @@ def prune(
     tell("verifying and measuring")
     report = report_of(model, small, plan, groups, example, budget, target, stages)
     if model_hash(model) != before:
-        raise DataError(
-            "the dense model changed while it was pruned: a recovery or the quality function wrote to it"
-        )
+        raise DataError("the dense model changed while it was pruned: a recovery or the quality function wrote to it")
     return Result(small, plan, report, tuple(stages))
 
 
@@ -143,6 +141,5 @@ def _carry_out(
 
 def _figures(given: Mapping[str, Figure | float]) -> dict[str, Figure]:
     return {
-        k: v if isinstance(v, Figure) else Figure(float(v), float("nan"), float("nan"), 0)
-        for k, v in given.items()
+        k: v if isinstance(v, Figure) else Figure(float(v), float("nan"), float("nan"), 0) for k, v in given.items()
     }

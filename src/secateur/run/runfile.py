@@ -36,9 +36,7 @@ _WRITTEN = {
     "nbytes": "nbytes=50%, nbytes=4MB, nbytes=4MiB",
     "latency": "latency=50%, latency=8ms",
 }
-_BUDGET = (
-    r"\s*(?P<cost>\w+)\s*=\s*(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(?P<unit>[A-Za-zµ%]*)\s*"
-)
+_BUDGET = r"\s*(?P<cost>\w+)\s*=\s*(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(?P<unit>[A-Za-zµ%]*)\s*"
 
 
 @dataclass(frozen=True)
@@ -92,19 +90,13 @@ def parse_budget(text: str) -> BudgetText:
     """
     match = re.fullmatch(_BUDGET, text)
     if match is None:
-        raise ArgumentError(
-            f"budget {text!r} is not COST=LIMIT, such as latency=50%, latency=8ms or params=10M"
-        )
+        raise ArgumentError(f"budget {text!r} is not COST=LIMIT, such as latency=50%, latency=8ms or params=10M")
     cost, number, unit = match["cost"], float(match["number"]), match["unit"]
     if cost not in get_args(CostName):
-        raise ArgumentError(
-            f"budget {text!r}: no cost is called {cost!r}: {nearest(cost, get_args(CostName))}"
-        )
+        raise ArgumentError(f"budget {text!r}: no cost is called {cost!r}: {nearest(cost, get_args(CostName))}")
     if unit == "%":
         if not 0 < number <= 100:
-            raise ArgumentError(
-                f"budget {text!r}: a share of the dense model is more than 0 % and at most 100 %"
-            )
+            raise ArgumentError(f"budget {text!r}: a share of the dense model is more than 0 % and at most 100 %")
         return BudgetText(cost, number / 100, None, text)
     scale = _UNITS[cost].get(unit.lower())
     if scale is None:
@@ -133,8 +125,7 @@ def parse_recover(text: str) -> RecoverText:
     match = re.fullmatch(r"(\w+)(?:([:=])(.*))?", text, re.DOTALL)
     if match is None:
         raise ArgumentError(
-            f"recovery {text!r}: write refit, distill:steps=500,lr=5e-4, finetune=module:function or "
-            "module:name"
+            f"recovery {text!r}: write refit, distill:steps=500,lr=5e-4, finetune=module:function or module:name"
         )
     name, separator, rest = match.groups()
     if separator == "=":
@@ -177,9 +168,7 @@ def _recover(value: Any) -> Any:
             return RecoverText(str(name), call=args)
         if args is None or (isinstance(args, Mapping) and all(isinstance(k, str) for k in args)):
             return RecoverText(str(name), dict(args or {}))
-    raise ValueError(
-        "a recovery is a name, or one name with its arguments: {distill: {steps: 500, lr: 0.0005}}"
-    )
+    raise ValueError("a recovery is a name, or one name with its arguments: {distill: {steps: 500, lr: 0.0005}}")
 
 
 _ARGUMENTS = {"type": ["object", "string", "null"]}
@@ -187,9 +176,7 @@ Budget = Annotated[
     BudgetText,
     BeforeValidator(_budget),
     PlainSerializer(lambda b: b.text, return_type=str),
-    WithJsonSchema(
-        {"type": "string", "pattern": r"^\s*(params|macs|nbytes|latency)\s*=", "examples": ["latency=50%"]}
-    ),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*(params|macs|nbytes|latency)\s*=", "examples": ["latency=50%"]}),
 ]
 Recover = Annotated[
     RecoverText,
@@ -219,12 +206,8 @@ class RunFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="secateur run file")
 
-    model: str = Field(
-        description="module:factory, a Hugging Face model folder, or a folder that secateur wrote"
-    )
-    budget: Budget = Field(
-        description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB"
-    )
+    model: str = Field(description="module:factory, a Hugging Face model folder, or a folder that secateur wrote")
+    budget: Budget = Field(description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB")
     data: str | None = Field(None, description="module:callable, or a .npy, .npz or .safetensors file")
     batch_size: Positive = Field(32, description="items in a batch, where data is a file")
     example: str | None = Field(
@@ -240,9 +223,7 @@ class RunFile(BaseModel):
     by_kind: dict[Kind, Positive] = Field({}, description="kind of unit -> multiple, over multiple")
     minimum: Positive = Field(1, description="fewest units kept in any group")
     max_sparsity: Share = Field(1.0, description="largest fraction removed from any one group")
-    per_group: dict[str, Share] = Field(
-        {}, description="group name or glob -> largest fraction removed there"
-    )
+    per_group: dict[str, Share] = Field({}, description="group name or glob -> largest fraction removed there")
     ignore: list[str] = Field([], description="globs over parameters, modules or groups that stay whole")
     recover: list[Recover] = Field([], description="stages of recovery, in order")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything that is drawn")
@@ -251,9 +232,7 @@ class RunFile(BaseModel):
     @model_validator(mode="after")
     def _latency_needs_target(self) -> Self:
         if self.budget.cost == "latency" and self.target is None:
-            raise ValueError(
-                "a latency budget is measured on a target: say which, such as target: onnxruntime"
-            )
+            raise ValueError("a latency budget is measured on a target: say which, such as target: onnxruntime")
         return self
 
     def arguments(self) -> dict[str, Any]:
@@ -273,9 +252,7 @@ def read_run_file(path: str | Path) -> dict[str, Any]:
         raise ArgumentError(f"run file {path} cannot be read: {error}") from error
     value = _yaml(text, f"run file {path}")
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-        raise ArgumentError(
-            f"run file {path} must hold arguments as `name: value` lines; `secateur schema` says which"
-        )
+        raise ArgumentError(f"run file {path} must hold arguments as `name: value` lines; `secateur schema` says which")
     return value
 
 

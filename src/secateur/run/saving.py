@@ -51,6 +51,4 @@ def save(
         if extra is not None:
             extra(temporary)
 
-    return save_checkpoint(
-        folder, model, plan, factory=factory, overwrite=overwrite, carry=carry, extra=write
-    )
+    return save_checkpoint(folder, model, plan, factory=factory, overwrite=overwrite, carry=carry, extra=write)

@@ -34,9 +34,7 @@ def known_example(folder: Path, model: nn.Module | None) -> Example | None:
     return load_example(text, batches, model, folder)
 
 
-def example_for(
-    specs: Sequence[str], example: str | None, data: str | None, model: nn.Module | None
-) -> Example | None:
+def example_for(specs: Sequence[str], example: str | None, data: str | None, model: nn.Module | None) -> Example | None:
     """As asked, else what a secateur folder among ``specs`` was made with; None where nothing says.
 
     Raises:
@@ -59,9 +57,7 @@ def model_and_example(spec: str, example: str | None, data: str | None) -> tuple
     return net, load_example(None, None) if found is None else found
 
 
-def timed(
-    specs: Sequence[str], on: Target, example: str | None, data: str | None, repeats: int
-) -> list[Measurement]:
+def timed(specs: Sequence[str], on: Target, example: str | None, data: str | None, repeats: int) -> list[Measurement]:
     """Time models and ONNX files against each other in one run, all on one example.
 
     Raises:

@@ -41,14 +41,10 @@ def checked(model: nn.Module, batches: Batches) -> Iterator[tuple[int, Example, 
             if t.numel() == 0:
                 raise DataError(f"calibration batch {number} has an empty tensor of shape {tuple(t.shape)}")
             if t.dtype.is_floating_point and not bool(torch.isfinite(t).all()):
-                raise DataError(
-                    f"calibration batch {number} has NaN or inf in a tensor of shape {tuple(t.shape)}"
-                )
+                raise DataError(f"calibration batch {number} has NaN or inf in a tensor of shape {tuple(t.shape)}")
         yield number, _to(example, device), targets
     if number < 0:
-        raise DataError(
-            "calibration data is empty: give at least one batch (an exhausted iterator counts as empty)"
-        )
+        raise DataError("calibration data is empty: give at least one batch (an exhausted iterator counts as empty)")
 
 
 def _to(example: Example, device: torch.device) -> Example:
@@ -144,9 +140,7 @@ Loss = Callable[[Any, Any, torch.Generator], Tensor]
 """(model output, targets or None, generator) -> scalar."""
 
 
-def contributions(
-    model: nn.Module, batches: Batches, loss: Loss, groups: Groups | None = None
-) -> Contributions:
+def contributions(model: nn.Module, batches: Batches, loss: Loss, groups: Groups | None = None) -> Contributions:
     """Signed first-order terms, kept by position: one backward pass a batch, one short vector an axis."""
     axes = None if groups is None else {(s.name, s.dim) for g in groups for s in g.slices}
     rows: dict[tuple[str, int], list[Floats]] = {}

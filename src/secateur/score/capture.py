@@ -150,15 +150,11 @@ class Watch(TorchFunctionMode):
         if given.get("groups", 1) != 1 or isinstance(given.get("padding", 0), str):
             return
         w = given["weight"]
-        sizes = {
-            k: _tuple(given.get(k, d), rank) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))
-        }
+        sizes = {k: _tuple(given.get(k, d), rank) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))}
         unfold = {"kernel": tuple(w.shape[2:]), **sizes}
         self._report(given["input"], w, given.get("bias"), 1, _product(tuple(w.shape[2:])), out, unfold)
 
-    def _report(
-        self, x: Tensor, w: Any, b: Any, in_dim: int, taps: int, out: Tensor, unfold: dict[str, Any]
-    ) -> None:
+    def _report(self, x: Tensor, w: Any, b: Any, in_dim: int, taps: int, out: Tensor, unfold: dict[str, Any]) -> None:
         name = self.names.get(id(w))
         if name is not None and isinstance(x, Tensor) and w.dim() >= 2:
             bias = self.names.get(id(b)) if b is not None else None

@@ -49,9 +49,7 @@ def removal_order(consumers: Sequence[Consumer], damping: float = 1e-2, chunk: i
         >>> removal_order([Consumer(w, h, torch.tensor([[0], [1], [2]]))], damping=1e-12).round(6)
         array([9., 1., 4.])
     """
-    states = [
-        [c.weight.clone(), torch.linalg.inv(damped(c.second, damping)), c.units, c.scale] for c in consumers
-    ]
+    states = [[c.weight.clone(), torch.linalg.inv(damped(c.second, damping)), c.units, c.scale] for c in consumers]
     n = len(consumers[0].units)
     alive = torch.arange(n)
     out = np.zeros(n)

@@ -111,9 +111,7 @@ def observe(model: nn.Module, example: Example, weight: str) -> tuple[Contractio
     except _Enough:
         pass
     if not found:
-        raise DataError(
-            f"{weight} is not used on this calibration example: give examples that take the same path"
-        )
+        raise DataError(f"{weight} is not used on this calibration example: give examples that take the same path")
     return found[0], other[0] if other else None
 
 

@@ -142,9 +142,7 @@ class _Table:
         full = self.groups.all_kept()
         macs = self.groups.macs(full)
         saved = macs - self.groups.macs({**full, **keep})
-        alone = [
-            macs - self.groups.macs({**full, **{n: keep[n] for n in f if n in keep}}) for f in self.names
-        ]
+        alone = [macs - self.groups.macs({**full, **{n: keep[n] for n in f if n in keep}}) for f in self.names]
         if not sum(alone):
             return self.dense
         seconds = sum(rate * a for rate, a in zip(self.rates, alone, strict=True))

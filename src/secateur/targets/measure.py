@@ -212,14 +212,10 @@ def compare(dense: Measurement, pruned: Measurement, seed: int = 0, resamples: i
     for what in ("target", "threads", "batch"):
         a, b = getattr(dense, what), getattr(pruned, what)
         if a != b:
-            raise TargetError(
-                f"compare: {what} of the dense model is {a!r}, of the pruned one {b!r}: measure alike"
-            )
+            raise TargetError(f"compare: {what} of the dense model is {a!r}, of the pruned one {b!r}: measure alike")
     n = dense.seconds.size
     if n != pruned.seconds.size or n == 0:
-        raise TargetError(
-            f"compare: {n} rounds against {pruned.seconds.size}: time both in one call of measure"
-        )
+        raise TargetError(f"compare: {n} rounds against {pruned.seconds.size}: time both in one call of measure")
     rng = np.random.default_rng(seed)
     block = math.ceil(n ** (1 / 3))
     ratios: list[Floats] = []

@@ -41,15 +41,9 @@ def signature(model: nn.Module) -> str:
     lines = []
     for path, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        settings = {
-            k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training" and _plain(v)
-        }
+        settings = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training" and _plain(v)}
         lines.append(f"{path} {kind} {module.extra_repr()} {sorted(settings.items())}")
-    lines += [
-        f"{name} {tuple(t.shape)} {t.dtype}"
-        for name, t in model.state_dict().items()
-        if isinstance(t, Tensor)
-    ]
+    lines += [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items() if isinstance(t, Tensor)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -90,9 +84,7 @@ def latency_key(model: nn.Module, example: Example, target: Target) -> str:
         "threads": target.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": machine(),
-        "versions": {
-            name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.name})
-        },
+        "versions": {name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.name})},
     }
     return json.dumps(facts, sort_keys=True)
 

@@ -102,9 +102,7 @@ def declared_inputs(path: Path | str, batch: int = 1, seed: int = 0) -> dict[str
     for i in open_session(path).get_inputs():
         shape = [batch if axis == 0 and not isinstance(n, int) else n for axis, n in enumerate(i.shape)]
         if i.type not in _DTYPES or not all(isinstance(n, int) for n in shape):
-            raise TargetError(
-                f"onnx: input {i.name} of {path} is {i.type} {i.shape}: give an example to run it on"
-            )
+            raise TargetError(f"onnx: input {i.name} of {path} is {i.type} {i.shape}: give an example to run it on")
         dtype = _DTYPES[i.type]
         draw = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.ones(shape)
         example[i.name] = draw.to(dtype)

@@ -48,9 +48,7 @@ print(max(0, status("VmHWM") - before))
 """
 
 
-def peak_rss(
-    path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], threads: int = 1, runs: int = 3
-) -> int:
+def peak_rss(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], threads: int = 1, runs: int = 3) -> int:
     """Peak memory of loading an ONNX file and running it, in bytes, beyond that of the imported runtime.
 
     A fresh process loads the file and runs it; the figure is its highest resident set less the one after the

@@ -64,8 +64,7 @@ def source_of(batches: Batches | Callable[[int], Batches], seed: int, shuffle: b
     if callable(given):
         return Source(lambda epoch, skip: itertools.islice(given(epoch), skip, None), None)
     raise DataError(
-        "batches must be a list, a DataLoader, an iterable or a function of the epoch, got "
-        f"{type(given).__name__}"
+        f"batches must be a list, a DataLoader, an iterable or a function of the epoch, got {type(given).__name__}"
     )
 
 
@@ -170,8 +169,7 @@ def example_of(model: nn.Module) -> Callable[[Any], Example]:
             return dict(batch)
         if not isinstance(batch, (tuple, list)):
             raise DataError(
-                "a batch must be a tensor, a tuple, a dict or a pair (example, targets), got "
-                f"{type(batch).__name__}"
+                f"a batch must be a tensor, a tuple, a dict or a pair (example, targets), got {type(batch).__name__}"
             )
         if len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
             return split(batch[0]) if isinstance(batch[0], Mapping) else tuple(batch[0])

@@ -167,9 +167,7 @@ def distill_(
         _freeze_(small, settings.trainable)
         dense.eval()
         device = next(small.parameters()).device
-        r = Run(
-            small, dense, settings, total, example_of(small), pairs, seen, _validation(validation), device
-        )
+        r = Run(small, dense, settings, total, example_of(small), pairs, seen, _validation(validation), device)
         try:
             return _distill_(r, source, folder, saved, made)
         finally:
@@ -220,9 +218,7 @@ def _start_(r: Run, batch: Any) -> None:
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise DataError(
-                f"batch 0 does not fit the {which} model: {type(error).__name__}: {error}"
-            ) from error
+            raise DataError(f"batch 0 does not fit the {which} model: {type(error).__name__}: {error}") from error
     fitted = {}
     for path, ours, theirs in paired(r.pairs, *r.seen) if r.settings.weight_hidden else ():
         weight = fit_projection(path, ours, theirs)
@@ -238,11 +234,7 @@ def _finish_(r: Run) -> None:
     """Put the weights that are kept into the model, and say why."""
     at = r.at
     early = at.step < r.total
-    told = (
-        f"no better in {at.stale} validations, step {at.step} of {r.total}"
-        if early
-        else f"all {r.total} steps done"
-    )
+    told = f"no better in {at.stale} validations, step {at.step} of {r.total}" if early else f"all {r.total} steps done"
     kept = "averaged" if r.ema else "last"
     if r.validation is not None:
         copy_(r.weights(), {f"weights/{k}": v for k, v in r.best.items()})

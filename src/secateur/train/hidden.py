@@ -16,9 +16,7 @@ from secateur.errors import DataError
 from secateur.types import tensors_of
 
 
-def matched_modules(
-    hidden: Sequence[str] | Mapping[str, str], small: nn.Module, dense: nn.Module
-) -> dict[str, str]:
+def matched_modules(hidden: Sequence[str] | Mapping[str, str], small: nn.Module, dense: nn.Module) -> dict[str, str]:
     """Student path -> teacher path of the modules whose outputs are compared.
 
     A pattern is matched part by part: ``encoder.layer.*`` is every layer, not what is inside the layers.
@@ -72,9 +70,7 @@ def captured(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, list[
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             first = next((t for t in tensors_of(output) if t.is_floating_point()), None)
             if first is None:
-                raise DataError(
-                    f"hidden: module {path!r} returns {type(output).__name__}, no floating-point tensor"
-                )
+                raise DataError(f"hidden: module {path!r} returns {type(output).__name__}, no floating-point tensor")
             seen[path].append(first)
 
         return keep
@@ -119,11 +115,7 @@ def fit_projection(path: str, student: Tensor, teacher: Tensor, ridge: float = 1
     """
     if student.shape == teacher.shape:
         return None
-    axes = [
-        d
-        for d in range(student.ndim)
-        if student.ndim == teacher.ndim and student.shape[d] != teacher.shape[d]
-    ]
+    axes = [d for d in range(student.ndim) if student.ndim == teacher.ndim and student.shape[d] != teacher.shape[d]]
     if len(axes) != 1:
         raise DataError(
             f"hidden: {path!r} gives {tuple(student.shape)} in the small model and {tuple(teacher.shape)} in "

@@ -36,9 +36,7 @@ def train_(
         epoch, position, raw = next(batches)
         loss = objective(r, to_device(raw, r.device)) / s.accumulate
         if not loss.requires_grad:
-            raise ValueError(
-                "the loss does not depend on any trained parameter: look at trainable, loss and hidden"
-            )
+            raise ValueError("the loss does not depend on any trained parameter: look at trainable, loss and hidden")
         r.pending.append((f"loss of batch {position} of epoch {epoch}", loss.detach(), raw))
         loss.backward()
         micro = (micro + 1) % s.accumulate
@@ -118,7 +116,5 @@ def validate_(r: Run) -> float:
             total, count = float(r.validation(r.small)), 1
     train_mode_(r.small, r.settings.dropout, r.settings.batch_norm)
     if not count or not math.isfinite(total):
-        raise DataError(
-            f"validation gave {total} over {count} rows: give data that are neither empty nor NaN"
-        )
+        raise DataError(f"validation gave {total} over {count} rows: give data that are neither empty nor NaN")
     return total / count

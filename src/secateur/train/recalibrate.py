@@ -58,14 +58,10 @@ def recalibrate_bn(
 
     def run_(small: nn.Module, dense: nn.Module, plan: Plan) -> History:
         start = time.perf_counter()
-        norms = {
-            k: m for k, m in small.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
-        }
+        norms = {k: m for k, m in small.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
         if not norms:
             log.info("%s: the model has no batch norm with running statistics", name)
-            return History(
-                stopped="the model has no batch norm with running statistics: nothing to recalibrate"
-            )
+            return History(stopped="the model has no batch norm with running statistics: nothing to recalibrate")
         before = {k: (m.momentum, {s: _clone(m, s) for s in STATISTICS}) for k, m in norms.items()}
         done = False
         try:
@@ -95,9 +91,7 @@ def _measure_(
 ) -> int:
     source, split = source_of(batches, 0, shuffle=False), example_of(small)
     if source.once and passes > 1:
-        raise DataError(
-            f"{passes} passes need batches that can be gone over again: pass a list or a DataLoader"
-        )
+        raise DataError(f"{passes} passes need batches that can be gone over again: pass a list or a DataLoader")
     small.eval()
     for m in norms.values():
         m.reset_running_stats()
@@ -126,9 +120,7 @@ def _measure_(
 def _check(norms: dict[str, _BatchNorm]) -> None:
     for k, m in norms.items():
         if not all(torch.isfinite(getattr(m, s)).all() for s in STATISTICS[:2]):
-            raise DataError(
-                f"bn recalibration: the statistics of {k} became NaN or inf; the old ones are kept"
-            )
+            raise DataError(f"bn recalibration: the statistics of {k} became NaN or inf; the old ones are kept")
 
 
 def _clone(m: _BatchNorm, statistic: str) -> Tensor:

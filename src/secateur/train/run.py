@@ -100,9 +100,7 @@ def objective(r: Run, batch: Any) -> Tensor:
     if s.weight_output:
         loss = s.loss(student, teacher, batch)
         if not isinstance(loss, Tensor) or loss.ndim:
-            raise ValueError(
-                f"loss must return a scalar tensor, got {tuple(getattr(loss, 'shape', ()))} {type(loss)}"
-            )
+            raise ValueError(f"loss must return a scalar tensor, got {tuple(getattr(loss, 'shape', ()))} {type(loss)}")
         total = total + s.weight_output * loss
     if r.pairs and s.weight_hidden:
         mask = None if s.hidden_mask is None else s.hidden_mask(batch)
@@ -140,11 +138,7 @@ def look_(r: Run) -> None:
             bad = not_finite(batch)
             raise DataError(
                 f"distillation, step {r.at.step}: {what} is {value}; "
-                + (
-                    f"in the batch {bad[0]}: clean the data"
-                    if bad
-                    else "the batch is finite: lower lr, or see loss"
-                )
+                + (f"in the batch {bad[0]}: clean the data" if bad else "the batch is finite: lower lr, or see loss")
             )
         if what.startswith("loss"):
             r.at.window.append(value * r.settings.accumulate)

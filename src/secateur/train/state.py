@@ -94,9 +94,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise FormatError(f"{path} is damaged: {error}") from error
     if header.get("format") != FORMAT:
-        raise FormatError(
-            f"{path} is not a training state: format {header.get('format')!r}, expected {FORMAT!r}"
-        )
+        raise FormatError(f"{path} is not a training state: format {header.get('format')!r}, expected {FORMAT!r}")
     text = header.get("state", "")
     if header.get("sha256") != _digest(tensors, text):
         raise FormatError(f"{path} is damaged: its content does not match its SHA-256")

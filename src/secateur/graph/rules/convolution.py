@@ -90,11 +90,7 @@ def unpack(axes: Axes, call: Call) -> list[Axis]:
         "input": call.args.get("self", call.args.get("input")),
         **call.args,
     }
-    return convolution(
-        axes, Call(call.op, filled, call.outs, call.place, call.api, call.sizes, call.pointwise)
-    )
+    return convolution(axes, Call(call.op, filled, call.outs, call.place, call.api, call.sizes, call.pointwise))
 
 
-RULES = table(
-    ("convolution _convolution cudnn_convolution", convolution), ("mkldnn_convolution conv2d", unpack)
-)
+RULES = table(("convolution _convolution cudnn_convolution", convolution), ("mkldnn_convolution conv2d", unpack))

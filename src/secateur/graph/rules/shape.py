@@ -79,15 +79,9 @@ def expand(axes: Axes, call: Call) -> list[Axis]:
     """Dims of size one are repeated; the others keep their positions and the size they are given."""
     source = call["self"]
     lead = call.out.ndim - source.ndim
-    sizes = (
-        list(call.sizes)
-        if call.api == "expand" and len(call.sizes) == call.out.ndim
-        else [-1] * call.out.ndim
-    )
+    sizes = list(call.sizes) if call.api == "expand" and len(call.sizes) == call.out.ndim else [-1] * call.out.ndim
     out: list[Axis] = [None] * lead
-    for axis, before, after, size in zip(
-        axes[source], source.shape, call.out.shape[lead:], sizes[lead:], strict=True
-    ):
+    for axis, before, after, size in zip(axes[source], source.shape, call.out.shape[lead:], sizes[lead:], strict=True):
         out.append(axis if before == after else None)
         if before == after > 1:
             axes.expect(size, axis, call)
@@ -184,8 +178,7 @@ def slice_(axes: Axes, call: Call) -> list[Axis]:
     if axis is None:
         return ids
     start, end = (
-        min(max(k + n if k < 0 else k, 0), n)
-        for k in (call["start"] or 0, n if call["end"] is None else call["end"])
+        min(max(k + n if k < 0 else k, 0), n) for k in (call["start"] or 0, n if call["end"] is None else call["end"])
     )
     ids[d] = axis[start : end : call["step"]]
     if call["step"] != 1:
