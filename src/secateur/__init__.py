@@ -2,6 +2,7 @@
 
 from secateur.choose.allocate import allocate, global_, knapsack, knapsack_with, uniform
 from secateur.choose.costs import macs, nbytes, params
+from secateur.choose.effect import by_effect
 from secateur.choose.plan import make_plan, random_plan
 from secateur.errors import (
     ArgumentError,
@@ -103,6 +104,7 @@ __all__ = [
     "apply_to_optimizer_",
     "bn_scale",
     "by_cost",
+    "by_effect",
     "by_max",
     "by_mean",
     "calibrate",

@@ -254,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = [a for a in given if a != "--debug"]
     try:
         code = app(parsed, prog_name="secateur", standalone_mode=False, obj=given)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
     except (KeyboardInterrupt, typer.Abort):
         return _failed(INTERRUPTED, "interrupted", None, as_json)

@@ -209,7 +209,8 @@ class Cost:
         dense: the value of the uncut model.
         of: ``(groups, keep) -> value``: exact for counts, predicted for latency.
         measure: for measured costs, ``(models) -> [Measurement]``, interleaved in one run; None for exact ones.
-        measured: for measured costs, ``(cut model, afresh) -> value``, remembered unless ``afresh``; None for exact ones.
+        measured: for measured costs, ``(cut model, again) -> value``, remembered, a second timing (``again``) apart
+            from the first; None for exact ones.
         target: where a measured cost is measured.
     """
 

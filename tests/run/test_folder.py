@@ -30,22 +30,44 @@ def test_an_unfinished_run_of_the_same_arguments_is_resumed(tmp_path):
         assert (folder.work / "state").read_text() == "half"
 
 
+def result_in(path, arguments):
+    path.mkdir(exist_ok=True)
+    (path / "plan.json").write_text("{}")
+    (path / RUN).write_text(json.dumps({"arguments": arguments}))
+
+
 def test_other_arguments_and_finished_runs_are_refused_unless_forced(tmp_path):
     with claim(tmp_path, ARGUMENTS) as folder:
         (folder.work / "state").write_text("half")
-    with (
-        pytest.raises(ArgumentError, match="an unfinished run of other arguments"),
-        claim(tmp_path, {"seed": 1}),
-    ):
+    with pytest.raises(ArgumentError, match="an unfinished run of other arguments"), claim(tmp_path, {"seed": 1}):
         pass
     with claim(tmp_path, {"seed": 1}, force=True) as folder:
         assert not folder.resumed
         assert not (folder.work / "state").exists()
-        folder.sign(tmp_path)
-    with pytest.raises(ArgumentError, match="the finished result of this run"), claim(tmp_path, {"seed": 1}):
+    result_in(tmp_path / "done", ARGUMENTS)
+    with pytest.raises(ArgumentError, match="the finished result of this run"), claim(tmp_path / "done", ARGUMENTS):
         pass
-    with pytest.raises(ArgumentError, match="holds a run of other arguments"), claim(tmp_path, ARGUMENTS):
+    with pytest.raises(ArgumentError, match="a result of other arguments"), claim(tmp_path / "done", {"seed": 1}):
         pass
+
+
+def test_a_forced_run_that_stops_leaves_the_result_and_is_resumed(tmp_path):
+    result_in(tmp_path, ARGUMENTS)
+    with claim(tmp_path, {"seed": 1}, force=True) as folder:
+        (folder.work / "state").write_text("half")
+    assert read_arguments(tmp_path) == ARGUMENTS
+    with claim(tmp_path, {"seed": 1}) as folder:
+        assert folder.resumed
+
+
+def test_a_failure_before_anything_was_done_leaves_no_trace(tmp_path):
+    for path in (tmp_path / "new", tmp_path / "old"):
+        if path.name == "old":
+            result_in(path, ARGUMENTS)
+        with pytest.raises(ZeroDivisionError), claim(path, {"seed": 1}, force=True):
+            raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    assert {p.name for p in (tmp_path / "old").iterdir()} == {"plan.json", RUN}
 
 
 def test_files_of_others_are_never_replaced(tmp_path):
@@ -88,6 +110,7 @@ def test_what_cannot_be_an_output_folder(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"arguments": 3, "state": "done"})])
 def test_damaged_arguments(tmp_path, text):
+    result_in(tmp_path, ARGUMENTS)
     (tmp_path / RUN).write_text(text)
     with pytest.raises(FormatError, match="is damaged"):
         read_arguments(tmp_path)

@@ -16,6 +16,8 @@ from secateur.types import Bools, Budget, Floats, Group, Ints, Limits, Plan, Sco
 Counts: TypeAlias = Mapping[str, int]
 """Group name -> units kept."""
 
+_KINDS = ("channel", "embedding", "head", "head_dim", "neuron", "width")
+
 Allocation: TypeAlias = Callable[[Scores, Budget, Mapping[str, Ints]], Counts]
 """``(scores, budget, allowed counts of each group, ascending) -> units kept of each group``."""
 
@@ -29,9 +31,16 @@ def allocate(
 ) -> Plan:
     """Choose which units stay so that the budget holds: the best-scored of each group, ties by position.
 
+    Args:
+        scores: from `sc.score`, made comparable across groups where the allocation compares them.
+        budget: upper limit on a cost.
+        allocation: `uniform`, `global_`, `knapsack`, or a function of one's own.
+        limits: multiples, minimum widths, caps.
+        made: what else to write into the plan about its making.
+
     Raises:
         BudgetError: the limits do not let the cost fall to the budget; ``closest`` says how far it falls.
-        PlanError: the budget is met without cutting anything.
+        PlanError: the budget is met without cutting anything, or a limit makes no sense or matches no group.
 
     Example:
         >>> import torch, secateur as sc
@@ -42,8 +51,8 @@ def allocate(
     """
     limits = limits or Limits()
     groups = scores.groups
+    check_limits(groups, limits)
     options = {g.name: allowed_counts(g, limits) for g in groups}
-    _check_patterns(groups, limits)
     least = keep_best(scores, {g.name: int(options[g.name][0]) for g in groups})
     reachable = budget.cost.of(groups, least)
     if reachable > budget.limit:
@@ -62,12 +71,17 @@ def allocate(
     about = {
         "criterion": scores.criterion,
         "normalization": scores.normalization,
-        "allocation": getattr(allocation, "__name__", str(allocation)),
-        "budget": {"cost": budget.cost.name, "fraction": budget.fraction}
-        if budget.fraction is not None
-        else {"cost": budget.cost.name, "limit": budget.limit},
+        "allocation": getattr(allocation, "__name__", type(allocation).__name__),
+        "budget": asked(budget),
     }
     return make_plan(groups, keep, {**about, **(made or {})})
+
+
+def asked(budget: Budget) -> dict[str, Any]:
+    """A budget as it stands in a plan: nothing that was measured."""
+    if budget.fraction is not None:
+        return {"cost": budget.cost.name, "fraction": budget.fraction}
+    return {"cost": budget.cost.name, "limit": budget.limit}
 
 
 def allowed_counts(group: Group, limits: Limits) -> Ints:
@@ -82,10 +96,37 @@ def allowed_counts(group: Group, limits: Limits) -> Ints:
     return np.unique(np.append(counts[counts >= floor], group.units)).astype(np.int64)
 
 
-def _check_patterns(groups: Groups, limits: Limits) -> None:
-    for pattern in limits.per_group:
-        if not any(fnmatch.fnmatch(g.name, pattern) for g in groups):
-            raise PlanError(f"per_group {pattern!r} matches no group; there are {[g.name for g in groups]}")
+def check_limits(groups: Groups, limits: Limits) -> None:
+    """Refuse limits that make no sense or touch nothing.
+
+    Raises:
+        PlanError: names the limit, what was given and what it may be.
+    """
+    kinds = sorted({*_KINDS, *(g.kind for g in groups)})
+    wrong = [
+        f"{what} must be a whole number of at least {least}, got {n!r}"
+        for what, n, least in (
+            ("multiple", limits.multiple, 1),
+            ("minimum", limits.minimum, 0),
+            *((f"by_kind[{k!r}]", n, 1) for k, n in limits.by_kind.items()),
+        )
+        if not isinstance(n, int) or n < least
+    ]
+    wrong += [
+        f"{what} is the largest fraction removed, in [0, 1], got {f!r}"
+        for what, f in (
+            ("max_sparsity", limits.max_sparsity),
+            *((f"per_group[{p!r}]", f) for p, f in limits.per_group.items()),
+        )
+        if not 0 <= f <= 1
+    ]
+    wrong += [f"by_kind {k!r} is no kind of unit; the kinds are {kinds}" for k in limits.by_kind if k not in kinds]
+    names = [g.name for g in groups]
+    wrong += [
+        f"per_group {p!r} matches no group; there are {names}" for p in limits.per_group if not fnmatch.filter(names, p)
+    ]
+    if wrong:
+        raise PlanError(f"limits: {'; '.join(wrong)}")
 
 
 def keep_best(scores: Scores, counts: Counts) -> dict[str, Bools]:

@@ -19,34 +19,45 @@ from secateur.types import Example, Plan, Report, Row, run, tensors_of
 def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, tolerance: float = 1e-10) -> Report:
     """Check that ``small`` is the plan carried out on ``model``, and that the cut is exact.
 
-    In float64, with every weight perturbed (zeros and ones hide errors), the shrunk model must equal the masked one
-    to ``tolerance`` relative to the largest output; a masked model of another draw must not (else the check would
-    see nothing). ``small`` must have the shapes that the plan gives; where its weights are still those of the cut it
-    must compute the same as the masked model in its own precision.
+    In float64, with every weight perturbed (zeros and ones hide errors), the cut model must equal the masked one to
+    ``tolerance`` relative to the largest output, and differ from the uncut one (else the check would see nothing).
+    ``small`` must have the class, the shapes, the order and the index buffers that the plan gives, and with the same
+    perturbed weights in it must compute the same: its code and constants are checked too. Its own weights may be
+    others by now, since recovery trains them; how many tensors have changed is said.
 
-    Peak memory: three float64 copies of the dense model.
+    Peak memory: four float64 copies of the dense model.
+
+    Args:
+        model: the dense model.
+        plan: the cut.
+        small: what came of it, recovered or not.
+        example: what to compare on.
+        tolerance: largest relative difference that counts as none.
 
     Returns:
         Report with ``ok``, ``max_error`` (relative) and one row a check.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = sc.random_plan(sc.couple(sc.trace(net, torch.zeros(1, 4))), 0.5, seed=0)
+        >>> verify(net, plan, sc.apply(plan, net), torch.randn(3, 4)).ok
+        True
     """
-    double = _perturbed(model)
-    inputs = _as_double(example)
-    error, scale = _difference(masked(plan, double), apply(plan, double), inputs)
-    control = _control(plan, double, inputs)
+    double, inputs = _perturbed(model), _as_double(example)
+    cut = apply(plan, double)
+    error, finite = _difference(masked(plan, double), cut, inputs)
+    shapes = _same_shapes(model, plan, small)
     rows = [
         Row("masked against shrunk, float64", "relative", pruned=error, asked=tolerance, ok=error <= tolerance),
-        Row(
-            "control: another draw must differ",
-            "relative",
-            pruned=control,
-            asked=tolerance,
-            ok=control > max(tolerance, 1e-9),
-            note="",
-        ),
-        _same_shapes(model, plan, small),
-        Row("outputs are finite", ok=bool(np.isfinite(scale)), pruned=scale),
+        _control(plan, double, cut, inputs, tolerance),
+        shapes,
+        _same_order(plan, apply(plan, model), small) if shapes.ok else _unknown("order follows the plan"),
+        _same_code(cut, small, inputs, tolerance) if shapes.ok else _unknown("shrunk computes as planned"),
+        Row("outputs are finite", ok=finite),
     ]
-    return Report(ok=all(r.ok is not False for r in rows), max_error=error, rows=tuple(rows))
+    worst = max(error, rows[4].pruned or 0.0)
+    return Report(ok=all(r.ok is not False for r in rows), max_error=worst, rows=tuple(rows))
 
 
 class _AllDouble(TorchFunctionMode):
@@ -70,10 +81,12 @@ def _perturbed(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in double.parameters():
+            if not p.dtype.is_floating_point or not p.numel():
+                continue
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
             p.add_(noise * (0.1 * p.abs().mean() + 0.01))
         for b in double.buffers():
-            if b.dtype.is_floating_point:
+            if b.dtype.is_floating_point and b.numel():
                 noise = torch.rand(b.shape, generator=generator, dtype=torch.float64).to(b.device)
                 b.add_(0.1 * noise * b.abs().mean())
     return double
@@ -92,40 +105,86 @@ def _as_double(example: Example) -> Example:
     return {k: one(v) for k, v in example.items()}
 
 
-def _difference(a: nn.Module, b: nn.Module, example: Example) -> tuple[float, float]:
-    """Largest difference over the largest output, and that output."""
+def _difference(a: nn.Module, b: nn.Module, example: Example) -> tuple[float, bool]:
+    """Largest difference over the largest output, and whether all outputs are finite."""
     with torch.inference_mode(), _AllDouble():
         left, right = tensors_of(run(a, example)), tensors_of(run(b, example))
-    worst, scale = 0.0, 0.0
+    worst, finite = 0.0, True
     if len(left) != len(right):
         raise PlanError(f"the masked model returns {len(left)} tensors, the shrunk one {len(right)}")
     for x, y in zip(left, right, strict=True):
         if x.shape != y.shape:
             continue  # inner state of a cut width, such as a cache
         if x.dtype.is_floating_point and x.numel():
-            top = float(x.abs().max())
-            scale = max(scale, top)
-            difference = float((x - y).abs().max()) / max(top, 1e-300)
+            finite = finite and bool(torch.isfinite(x).all() and torch.isfinite(y).all())
+            difference = float((x - y).abs().max()) / max(float(x.abs().max()), 1e-300)
             worst = max(worst, difference if np.isfinite(difference) else float("inf"))
-    return worst, scale
+    return worst, finite
 
 
-def _control(plan: Plan, double: nn.Module, inputs: Example) -> float:
+def _control(plan: Plan, double: nn.Module, cut: nn.Module, inputs: Example, tolerance: float) -> Row:
     """How far the shrunk model is from the uncut one: nothing may hide a difference."""
-    if not plan.axes:
-        return float("inf")
-    return _difference(double, apply(plan, double), inputs)[0]
+    least = max(tolerance, 1e-9)
+    found = _difference(double, cut, inputs)[0] if plan.axes else None
+    return Row("control: the uncut model must differ", "relative", pruned=found, ok=found is None or found > least)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return named | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _same_shapes(model: nn.Module, plan: Plan, small: nn.Module) -> Row:
-    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    expected = {n: tuple(t.shape) for n, t in _state(model).items()}
     for (name, dim), keep in plan.axes.items():
         if name in expected:
             shape = list(expected[name])
             shape[dim] = int(keep.sum())
             expected[name] = tuple(shape)
-    found = {n: tuple(t.shape) for n, t in small.state_dict().items()}
-    wrong = [n for n in expected if found.get(n) != expected[n]]
+    found = {n: tuple(t.shape) for n, t in _state(small).items()}
+    wrong = sorted(n for n in expected.keys() | found.keys() if found.get(n) != expected.get(n))
     same_class = type(small) is type(model)
     note = "" if same_class and not wrong else f"{wrong[:3] or type(small).__name__} differ from the plan"
     return Row("shapes follow the plan", "tensors", pruned=len(found), ok=not wrong and same_class, note=note)
+
+
+def _unknown(what: str) -> Row:
+    return Row(what, ok=False, note="cannot be told: the shapes are wrong")
+
+
+def _same_order(plan: Plan, cut: nn.Module, small: nn.Module) -> Row:
+    """Training changes values; the same values in another order are a wrong cut, and so are other indices."""
+    changed, wrong = 0, []
+    found = _state(small)
+    for name, planned in _state(cut).items():
+        mine = found[name].to(planned.device)
+        if torch.equal(mine.to(planned.dtype), planned):
+            continue
+        changed += 1
+        if name in plan.renumber or _permuted(planned.detach().flatten(), mine.detach().flatten()):
+            wrong.append(name)
+    note = f"{changed} tensors changed since the cut" if changed else ""
+    if wrong:
+        note = f"{wrong[:3]} hold the plan's values in another order"
+    return Row("order follows the plan", "tensors", pruned=len(found), ok=not wrong, note=note)
+
+
+def _permuted(a: Tensor, b: Tensor) -> bool:
+    if a.numel() < 2 or a.dtype != b.dtype or a.is_complex():
+        return False
+    return bool(a.min() == b.min() and a.max() == b.max()) and torch.equal(a.sort().values, b.sort().values)
+
+
+def _same_code(cut: nn.Module, small: nn.Module, inputs: Example, tolerance: float) -> Row:
+    """The perturbed weights of the cut, in a float64 copy of ``small``: its constants and its integer buffers count."""
+    twin = copy.deepcopy(small).double().eval()
+    mine = _state(twin)
+    with torch.no_grad():
+        for name, planned in _state(cut).items():
+            if planned.dtype.is_floating_point:
+                mine[name].copy_(planned)
+    try:
+        error = _difference(cut, twin, inputs)[0]
+    except Exception as problem:
+        return Row("shrunk computes as planned", "relative", ok=False, note=f"it does not run: {problem}"[:200])
+    return Row("shrunk computes as planned", "relative", pruned=error, asked=tolerance, ok=error <= tolerance)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from secateur.types import Report, Row
 
 Family = Literal["size", "latency", "quality", "check"]
-_CHECKS = ("masked", "control", "shapes", "outputs")
+_CHECKS = ("masked", "control", "shapes", "order", "shrunk", "outputs")
 _STEPS = {"": ("", "k", "M", "G", "T"), "B": (" B", " kB", " MB", " GB", " TB")}
 _FRACTIONS = ((1 / 4, "A quarter of"), (1 / 3, "A third of"), (1 / 2, "Half"), (2 / 3, "Two thirds of"))
 

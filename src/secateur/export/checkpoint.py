@@ -37,13 +37,16 @@ def save_checkpoint(
     The folder appears when everything is on disk, or not at all.
 
     Args:
-        folder: must be new or empty unless ``overwrite``. model: the cut model. plan: what cut it.
+        folder: must be new or empty unless ``overwrite``.
+        model: the cut model.
+        plan: what cut it.
         factory: ``module:name`` of what builds the uncut model, kept as a hint for whoever loads it.
-        carry: names of entries that move over from the folder that is overwritten.
+        overwrite: replace a folder that is in use; it stays whole until the new one is complete.
+        carry: names of entries that the new folder has from the one that is overwritten.
         extra: writes more files into the folder before it appears.
 
     Raises:
-        FormatError: the folder is in use.
+        FormatError: the folder is in use, or the model's state holds what only pickle could keep.
     """
     path = Path(folder)
     with new_folder(path, overwrite, carry) as temporary:
@@ -56,6 +59,8 @@ def save_checkpoint(
                 "class": f"{type(model).__module__}:{type(model).__qualname__}",
                 "factory": factory,
                 "shared": names,
+                "unsaved": _unsaved(model),
+                "attention": getattr(config, "_attn_implementation", None),
                 "sha256": _hash(temporary / "model.safetensors"),
             }
         }
@@ -75,8 +80,17 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
         factory_or_config: a function that builds the uncut model, an uncut model (cut in place), or a transformers
             config. None suffices where ``config.json`` names a transformers class.
 
+    Returns:
+        The model in evaluation mode, on the device that it was built on.
+
     Raises:
-        FormatError: a file is missing, damaged or from another save. PlanError: the factory builds another model.
+        FormatError: a file is missing, damaged or from another save.
+        PlanError: the factory builds another model.
+
+    Example:
+        >>> load("nowhere")
+        Traceback (most recent call last):
+        secateur.errors.FormatError: nowhere/plan.json cannot be read as a plan ...
     """
     path = Path(folder)
     header, plan = read_header(path), load_plan(path)
@@ -89,6 +103,9 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
     if _hash(weights) != about["sha256"]:
         raise FormatError(f"{weights} is damaged or was replaced: its hash is not the one in plan.json")
     model = _build(path, about, factory_or_config)
+    built, saved = type(model).__qualname__, about["class"].partition(":")[2]
+    if built != saved:
+        raise PlanError(f"{path} holds a {saved}, and a {built} was built for it: give what built the model")
     apply_(plan, model)
     try:
         state = load_file(weights)
@@ -103,6 +120,9 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
             f"{'' if about['factory'] is None else ' (it was made by ' + about['factory'] + ')'}"
         )
     _load_state(model, state)
+    for name, buffer in model.named_buffers():
+        if name in about["unsaved"]:
+            buffer.data = buffer.to(getattr(torch, about["unsaved"][name]))
     return model.eval()
 
 
@@ -116,11 +136,25 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             target.data = tensor.to(target.device)
 
 
+def _unsaved(model: nn.Module) -> dict[str, str]:
+    """Floating buffers that are built, not saved, and their types: a cast model casts them too."""
+    saved = model.state_dict()
+    return {
+        n: str(b.dtype).removeprefix("torch.")
+        for n, b in model.named_buffers()
+        if n not in saved and b.is_floating_point()
+    }
+
+
 def _save_weights(model: nn.Module, path: Path) -> dict[str, str]:
     """Write every tensor once; returns the other names of shared ones."""
     first: dict[tuple[int, int, torch.Size, tuple[int, ...]], str] = {}
     shared, out = {}, {}
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise FormatError(
+                f"{name} of the model's state is {type(tensor).__name__}, not a tensor: only pickle keeps it"
+            )
         key = (tensor.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
         if tensor.numel() and key in first:
             shared[name] = first[key]
@@ -154,9 +188,8 @@ def _build(path: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
     config_file = path / "config.json"
     if given is None and not config_file.is_file():
         hint = f", such as the one it was made by, {about['factory']}" if about.get("factory") else ""
-        raise FormatError(
-            f"{path} holds a {about['class'].partition(':')[2]}: give sc.load a function that builds the uncut model{hint}"
-        )
+        name = about["class"].partition(":")[2]
+        raise FormatError(f"{path} holds a {name}: give sc.load a function that builds the uncut model{hint}")
     return _from_config(config_file, about, given)
 
 
@@ -172,6 +205,7 @@ def _from_config(file: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
     if given is None:
         data = json.loads(file.read_text(encoding="utf-8"))
         given = cls.config_class.from_dict(data)
+        given._attn_implementation = about["attention"]
     built: nn.Module = cls(given)
     return built
 

@@ -113,8 +113,9 @@ def to_onnx(model: nn.Module, example: Example, path: Path | str, *, dynamic_bat
             program = _exported(twin, example, dynamic=False)
         except Exception as e:
             raise TargetError(
-                f"onnx: {type(model).__qualname__} runs in torch and cannot be exported: {first_line(e)}; branches "
-                "on tensor values and .item() in forward are the usual cause: rewrite them, or take the target eager"
+                f"onnx: {type(model).__qualname__} runs in torch and cannot be exported: {first_line(e)}; "
+                "branches on tensor values and .item() in forward are the usual cause: rewrite them, or take "
+                "the target eager"
             ) from e
     return OnnxFile(path, dynamic_batch and not reason, _write(program, path), reason)
 

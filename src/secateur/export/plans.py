@@ -38,11 +38,31 @@ def plan_bytes(plan: Plan, about: dict[str, Any] | None = None) -> tuple[bytes, 
         "masks_sha256": hashlib.sha256(tensors).hexdigest(),
         **(about or {}),
     }
-    return (json.dumps(header, indent=1, sort_keys=True) + "\n").encode(), tensors
+    return _json(header | {"header_sha256": hashlib.sha256(_json(header)).hexdigest()}), tensors
+
+
+def _json(header: dict[str, Any]) -> bytes:
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise FormatError(
+            f"a plan's `made` holds {value!r} ({type(value).__name__}), which JSON cannot: give text and numbers"
+        )
+
+    text = json.loads(json.dumps(header, default=plain))  # keys as they will be read: text
+    return (json.dumps(text, indent=1, sort_keys=True) + "\n").encode()
 
 
 def save_plan(folder: Path | str, plan: Plan) -> Path:
-    """Write ``plan.json`` and ``plan.safetensors`` into a folder, each as a whole or not at all."""
+    """Write ``plan.json`` and ``plan.safetensors`` into a folder, each as a whole or not at all.
+
+    Example:
+        >>> import tempfile, secateur as sc
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = sc.random_plan(sc.couple(sc.trace(net, torch.zeros(1, 4))), 0.5, seed=0)
+        >>> load_plan(save_plan(tempfile.mkdtemp(), plan)).removed
+        4
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     header, tensors = plan_bytes(plan)
@@ -56,6 +76,11 @@ def load_plan(folder: Path | str) -> Plan:
 
     Raises:
         FormatError: a file is missing, damaged, or of another schema.
+
+    Example:
+        >>> load_plan("nowhere")
+        Traceback (most recent call last):
+        secateur.errors.FormatError: nowhere/plan.json cannot be read as a plan ...
     """
     path = Path(folder)
     header = read_header(path)
@@ -85,7 +110,11 @@ def load_plan(folder: Path | str) -> Plan:
 
 
 def read_header(folder: Path | str) -> dict[str, Any]:
-    """``plan.json`` of a folder, its schema checked."""
+    """``plan.json`` of a folder, its schema and its hash checked.
+
+    Raises:
+        FormatError: it is missing, damaged, was edited, or is of another schema.
+    """
     path = Path(folder) / "plan.json"
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
@@ -96,4 +125,7 @@ def read_header(folder: Path | str) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__
         raise FormatError(f"{path} has schema {found!r}; this version reads {SCHEMA}")
+    without = {k: v for k, v in header.items() if k != "header_sha256"}
+    if header.get("header_sha256") != hashlib.sha256(_json(without)).hexdigest():
+        raise FormatError(f"{path} is damaged or was edited: its hash differs")
     return header

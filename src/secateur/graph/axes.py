@@ -17,13 +17,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from secateur.graph.record import Call, Graph, Place, Value
-from secateur.graph.sizes import Expression, Size, expression
+from secateur.graph.sizes import Attribute, Expression, Extent, Size, expression, leaves
 from secateur.types import Ints
 
 Axis: TypeAlias = Ints | None
 """The ids along one dimension; None: not tracked, never cut."""
 
 NOWHERE = Place("", "?", 0)
+NOTHING: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +38,13 @@ class Pin:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """A size written in the code that must equal the number of ids kept."""
+    """A size written in the code that must equal the number of ids kept, plus a constant."""
 
     source: Expression
     ids: Ints
     place: Place
     api: str
+    constant: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,7 @@ class Axes:
         self.cells: list[tuple[Ints, Ints, Ints]] = []
         self.pins: list[Pin] = []
         self.expected: list[Expected] = []
+        self.followed: set[Expression] = set()  # sizes of the call at hand that a rule has accounted for
         self.renumbered: list[Renumbered] = []
         self.labels: list[tuple[Ints, str]] = []
         self.inputs: list[Ints] = []  # weight axes that a contraction sums over
@@ -130,9 +133,22 @@ class Axes:
         if axis is None or size is None or size == -1:
             return
         if isinstance(size, Size):
+            self.followed.add(expression(size))
             self.expected.append(Expected(expression(size), axis.ravel(), call.place, call.api))
         else:
             self.pin(f"size {int(size)} is written as a literal in {call.api or call.op}", axis)
+
+    def stay(self, size: int, call: Call) -> None:
+        """The int in the code must keep its value."""
+        if not isinstance(size, Size) or size.source in self.followed:
+            return
+        self.followed.add(size.source)
+        if any(isinstance(leaf, Attribute) or self._tracked(leaf) for leaf in leaves(size.source)):
+            self.expected.append(Expected(size.source, NOTHING, call.place, call.api, int(size)))
+
+    def _tracked(self, leaf: Extent) -> bool:
+        ids = self.ids.get(leaf.value)
+        return ids is not None and ids[leaf.dim] is not None
 
     def merge(self, axes: Sequence[Axis], sizes: Sequence[int]) -> Axis:
         """Ids of the flattened block of dims."""

@@ -13,10 +13,12 @@ from secateur.graph.axes import Axes
 from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
 from secateur.graph.gather import gather
+from secateur.graph.pins import pin_branches, pin_ignored, pin_numbers, pin_unused
 from secateur.graph.record import Call, Graph
 from secateur.graph.repair import Repairs
 from secateur.graph.rules import RULES, Rule
-from secateur.graph.sizes import Attribute, Extent, leaves
+from secateur.graph.sizes import Attribute
+from secateur.graph.zeros import Zeros
 from secateur.types import Bools, Frozen, Group, Ints, Keep
 
 
@@ -151,8 +153,10 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
     unknown = _run_rules(axes, rules)
     for value in graph.outputs:
         axes.pin("is an output of the model", *axes[value])
-    _pin_escapes(axes)
-    _pin_ignored(axes, ignore)
+    pin_numbers(axes)
+    pin_unused(axes)
+    pin_branches(axes)
+    pin_ignored(axes, ignore)
     solution = solve(axes)
     repairs = Repairs.of(axes, solution.root)
     found = gather(axes, solution)
@@ -177,29 +181,40 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
 
 def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
     """Ids of every value; returns the ops that froze something because no rule covers them."""
-    unknown = []
-    for call in axes.graph.calls:
+    unknown: list[str] = []
+    zeros = Zeros(axes)
+    calls = axes.graph.calls
+    for call, following in zip(calls, [*calls[1:], None], strict=True):
         axes.place = call.place
-        inputs = list(call.tensors())
-        live = any(a is not None for v in inputs for a in axes[v])
-        rule = rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
-        if not live and not (rule is not None and not inputs):
-            continue
-        if all(v is None for v in call.outs) and not call.op.endswith("_local_scalar_dense"):
-            continue  # no tensor comes out: nothing to follow
-        try:
-            if rule is None:
-                raise KeyError(call.op)
-            _store(axes, call, rule(axes, call))
-        except (KeyError, IndexError, ValueError, TypeError, AssertionError, AttributeError) as error:
-            what = "has no rule" if rule is None else f"is not covered by its rule ({error})"
-            for v in inputs:
-                axes.pin(f"meets {call.op}, which {what}", *axes[v])
-            for v in call.outs:
-                if v is not None:
-                    axes.ids[v.index] = [None] * v.ndim
-            unknown.append(f"{call.op} {what} at {call.place.line} in {call.place.module or 'the model'}")
+        _run_rule(axes, call, rules, unknown)
+        zeros.follow(call)
+        if following is None or following.sizes is not call.sizes:  # the last ATen call of a torch function
+            for size in call.sizes:
+                axes.stay(size, call)
+            axes.followed.clear()
     return unknown
+
+
+def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[str]) -> None:
+    inputs = list(call.tensors())
+    live = any(a is not None for v in inputs for a in axes[v])
+    rule = rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
+    if not live and not (rule is not None and not inputs):
+        return
+    if all(v is None for v in call.outs) and not call.op.endswith("_local_scalar_dense"):
+        return  # no tensor comes out: nothing to follow
+    try:
+        if rule is None:
+            raise KeyError(call.op)
+        _store(axes, call, rule(axes, call))
+    except (KeyError, IndexError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        what = "has no rule" if rule is None else f"is not covered by its rule ({error})"
+        for v in inputs:
+            axes.pin(f"meets {call.op}, which {what}", *axes[v])
+        for v in call.outs:
+            if v is not None:
+                axes.ids[v.index] = [None] * v.ndim
+        unknown.append(f"{call.op} {what} at {call.place.line} in {call.place.module or 'the model'}")
 
 
 def _store(axes: Axes, call: Call, result: list[object]) -> None:
@@ -211,24 +226,6 @@ def _store(axes: Axes, call: Call, result: list[object]) -> None:
         if len(ids) != v.ndim or any(a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)):
             raise ValueError(f"ids {[None if a is None else len(a) for a in ids]} for shape {v.shape}")
         axes.ids[v.index] = ids
-
-
-def _pin_escapes(axes: Axes) -> None:
-    """A size that became a number in arithmetic may not change."""
-    for source, place in axes.graph.escapes:
-        axes.place = place
-        for leaf in leaves(source):
-            if isinstance(leaf, Extent) and leaf.value in axes.ids:
-                axes.pin("its size becomes a number in arithmetic", axes.ids[leaf.value][leaf.dim])
-
-
-def _pin_ignored(axes: Axes, ignore: Sequence[str]) -> None:
-    axes.place = type(axes.place)("", "ignore", 0)
-    for pattern in ignore:
-        for name, value in axes.graph.tensors.items():
-            module = name.rpartition(".")[0]
-            if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(module, pattern):
-                axes.pin(f"is ignored on request ({pattern})", *axes.ids[value.index])
 
 
 def _impossible(

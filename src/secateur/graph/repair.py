@@ -25,7 +25,7 @@ class Repairs:
     _roots: Ints  # of every axis that a size follows or reads, one after another
     _starts: Ints
     _lengths: Ints
-    _own: tuple[int, ...]  # expected -> its axis among them
+    _own: tuple[int, ...]  # expected -> its axis among them, or -1
     _reads: tuple[tuple[int, ...], ...]  # expected -> axes its expression reads
     _axis_of: Mapping[Extent, int]
     _users: Mapping[Attribute, tuple[int, ...]]  # attribute -> expected that read it
@@ -41,8 +41,9 @@ class Repairs:
         users: dict[Attribute, list[int]] = defaultdict(list)
         own, reads = [], []
         for i, e in enumerate(axes.expected):
-            own.append(len(vectors))
-            vectors.append(root[e.ids])
+            own.append(len(vectors) if e.ids.size else -1)
+            if e.ids.size:
+                vectors.append(root[e.ids])
             mine = []
             for leaf in leaves(e.source):
                 if isinstance(leaf, Attribute):
@@ -78,17 +79,21 @@ class Repairs:
         if not len(self._roots):
             return {}, []
         gone = np.add.reduceat(removed[self._roots].astype(np.int64), self._starts)
-        kept, hit = (self._lengths - gone).tolist(), (gone > 0).tolist()
+        kept, hit = [*(self._lengths - gone).tolist(), 0], [*(gone > 0).tolist(), False]  # the last: no axis
         touched = {i for i, mine in enumerate(self._reads) if hit[self._own[i]] or any(hit[j] for j in mine)}
         new: dict[Attribute, int] = {}
         bad: list[str] = []
+
+        def count(i: int) -> int:
+            return int(kept[self._own[i]] + self.expected[i].constant)
+
         for i in sorted(touched):
-            self._assign(self.expected[i], kept[self._own[i]], new, bad)
+            self._assign(self.expected[i], count(i), new, bad)
         for attribute in [a for a, n in new.items() if n != self.attributes[a]]:
             for i in self._users[attribute]:
                 if i not in touched:
                     touched.add(i)
-                    self._assign(self.expected[i], kept[self._own[i]], new, bad)
+                    self._assign(self.expected[i], count(i), new, bad)
 
         def read(leaf: Attribute | Extent) -> int:
             if isinstance(leaf, Attribute):
@@ -96,13 +101,13 @@ class Repairs:
             return kept[self._axis_of[leaf]] if leaf in self._axis_of else self._fixed[leaf]
 
         for i in sorted(touched):
-            e, count = self.expected[i], kept[self._own[i]]
+            e = self.expected[i]
             try:
                 got = evaluate(e.source, read)
             except ZeroDivisionError:
                 got = -1
-            if got != count:
-                bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {count}, {_at(e)}")
+            if got != count(i):
+                bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {count(i)}, {_at(e)}")
         return {a: n for a, n in new.items() if n != self.attributes[a]}, bad
 
     def _assign(self, e: Expected, count: int, new: dict[Attribute, int], bad: list[str]) -> None:

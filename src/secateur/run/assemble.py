@@ -34,8 +34,11 @@ def criterion(name: str, seed: int = 0) -> Criterion:
     """
     found = resolve(name, {**_public(Criterion), **_returning(Criterion)}, "criterion")
     if callable(found):
-        takes_seed = "seed" in inspect.signature(found).parameters
-        found = found(seed=seed) if takes_seed else found()
+        try:
+            takes_seed = "seed" in inspect.signature(found).parameters
+            found = found(seed=seed) if takes_seed else found()
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"criterion {name} is not one, nor a function that makes one: {error}") from error
     return _a(Criterion, name, found, "criterion")
 
 

@@ -39,6 +39,8 @@ class Folder:
         path: the folder. work: where stages keep what they resume from; goes when the result replaces the
             folder.
         resumed: an unfinished run of the same arguments was found. arguments: of the run.
+
+    The arguments of an unfinished run stand in ``work``, those of a finished one beside its result.
     """
 
     path: Path
@@ -48,7 +50,7 @@ class Folder:
 
     def sign(self, result: Path) -> None:
         """Write into a result, before it replaces the folder, what made it."""
-        _write(result / RUN, {"arguments": dict(self.arguments), "state": "done"})
+        _write(result / RUN, {"arguments": dict(self.arguments)})
 
 
 @contextmanager
@@ -69,6 +71,7 @@ def claim(path: str | Path, arguments: Mapping[str, Any], force: bool = False) -
     path = Path(path).expanduser()
     if path.exists() and not path.is_dir():
         raise ArgumentError(f"output {path} is a file, expected a folder: give another --out")
+    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -81,15 +84,27 @@ def claim(path: str | Path, arguments: Mapping[str, Any], force: bool = False) -
             raise ArgumentError(
                 f"output {path} is in use by another process: wait for it, or give another --out"
             ) from error
-        resumed = _may_resume(path, arguments, force)
         work = path / WORK
+        resumed = _may_resume(path, arguments, force)
         if not resumed:
             shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(exist_ok=True)
-        _write(path / RUN, {"arguments": dict(arguments), "state": "unfinished"})
-        yield Folder(path, work, resumed, arguments)
+            work.mkdir()
+            _write(work / RUN, {"arguments": dict(arguments)})
+        try:
+            yield Folder(path, work, resumed, arguments)
+        except BaseException:
+            _tidy(path, work, made)
+            raise
     finally:
         os.close(lock)
+
+
+def _tidy(path: Path, work: Path, made: bool) -> None:
+    """After a failure: leave no trace of a run that has nothing to go on from."""
+    if [p.name for p in work.rglob("*") if p.is_file()] == [RUN]:
+        shutil.rmtree(work, ignore_errors=True)
+        if made and not any(path.iterdir()):
+            path.rmdir()
 
 
 def read_arguments(path: str | Path) -> dict[str, Any]:
@@ -112,27 +127,31 @@ def read_arguments(path: str | Path) -> dict[str, Any]:
 
 def _may_resume(path: Path, arguments: Mapping[str, Any], force: bool) -> bool:
     """Whether to go on with what is there; raises where it must stay as it is."""
-    found = sorted(p.name for p in path.iterdir())
-    if not found:
-        return False
+    found = sorted(p.name for p in path.iterdir() if p.name != WORK)
     strange = [n for n in found if not any(fnmatch.fnmatch(n, ours) for ours in OURS)]
-    if strange or (RUN not in found and "plan.json" not in found):
+    if strange or (found and "plan.json" not in found):
         what = f"holds {', '.join(strange[:3])}" if strange else "is not empty"
         raise ArgumentError(f"output {path} {what}, which secateur did not write: give another --out")
     if force:
         return False
-    try:
-        before = json.loads((path / RUN).read_text(encoding="utf-8"))
-        same, state = before["arguments"] == dict(arguments), before["state"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArgumentError(
-            f"output {path} holds another result: give another --out, or --force to replace it"
-        ) from None
-    if same and state == "unfinished":
+    unfinished, finished = _arguments_in(path / WORK), _arguments_in(path)
+    if unfinished == dict(arguments):
         return True
-    other = "a run" if state == "done" else "an unfinished run"
-    why = "holds the finished result of this run" if same else f"holds {other} of other arguments"
+    if found:
+        same = finished == dict(arguments)
+        why = "holds the finished result of this run" if same else "holds a result of other arguments"
+    elif unfinished is not None:
+        why = "holds an unfinished run of other arguments"
+    else:
+        return False
     raise ArgumentError(f"output {path} {why}: give another --out, or --force to replace it")
+
+
+def _arguments_in(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_arguments(folder)
+    except FormatError:
+        return None
 
 
 def _write(path: Path, value: Any) -> None:

@@ -25,6 +25,7 @@ def load_model(spec: str, not_in: Path | None = None) -> tuple[nn.Module, Any]:
             called without arguments), a Hugging Face model folder (``config.json`` and safetensors; needs the
             extra ``huggingface``; nothing is fetched, no code in the folder is run), or a folder that
             ``sc.save`` wrote.
+        not_in: as in `import_name`.
 
     Returns:
         The model and: ``spec`` itself for a factory, the config for Hugging Face, None for a secateur folder

@@ -98,12 +98,17 @@ def facts(specs: Sequence[str], found: Sequence[Measurement]) -> list[dict[str, 
 
 def timings(specs: Sequence[str], found: Sequence[Measurement]) -> Table:
     """The measurements for a terminal."""
-    columns = ("model", "target", "threads", "batch", "median", "p95", "spread", "size", "against the first")
-    table = Table(*columns)
+    first = found[0]
+    threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
+    title = f"{first.target}, {threads}, batch {first.batch}, {first.seconds.size} rounds"
+    table = Table("model", title=title)
+    for name in ("median", "p95", "spread", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("against the first")
     for row in facts(specs, found):
         size = "" if row["nbytes"] is None else f"{row['nbytes'] / 1e6:.2f} MB"
         times = (f"{row['median_s'] * 1e3:.3f} ms", f"{row['p95_s'] * 1e3:.3f} ms", f"{row['spread']:.1%}")
-        said = "; ".join(filter(None, (row["against_first"] and row["against_first"]["words"], row["note"])))
-        head = (row["model"], row["target"], str(row["threads"]), str(row["batch"]))
-        table.add_row(*map(Text, (*head, *times, size, said)))
+        said = row["against_first"] and row["against_first"]["words"]
+        noise = row["note"].partition(":")[0]
+        table.add_row(*map(Text, (row["model"], *times, size, "; ".join(filter(None, (said, noise))))))
     return table

@@ -2,57 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
-from secateur.errors import DataError
+from secateur.errors import ArgumentError, DataError
 from secateur.graph.couple import Groups
-from secateur.score.capture import Contraction, Watch
-from secateur.types import Batches, Criterion, Example, Floats, example_of, run, tensors_of
+from secateur.score.capture import Contraction, Watch, version
+from secateur.types import Batches, Criterion, Example, Floats, as_call, example_of, run, tensors_of
 
 
 def calibrate(model: nn.Module, batches: Batches, criterion: Criterion, groups: Groups | None = None) -> Any:
     """The statistics that a criterion needs, from one pass over the data; None if it needs none.
 
     Args:
-        model: the dense model. batches: examples, or pairs ``(example, targets)``.
-        criterion: what will use them. groups: keeps only what these need (less memory); None keeps all.
+        model: the dense model; left as it was.
+        batches: examples, or pairs ``(example, targets)``.
+        criterion: what will use them.
+        groups: keeps only what these need (less memory); None keeps all.
 
     Raises:
         DataError: no batches, NaN or inf in one, or one that the model refuses.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Linear(2, 1)
+        >>> calibrate(net, [torch.ones(3, 2)], sc.obs)["weight"].second
+        tensor([[3., 3.],
+                [3., 3.]], dtype=torch.float64)
+        >>> calibrate(net, [], sc.magnitude) is None
+        True
     """
+    if not isinstance(criterion, Criterion):
+        raise ArgumentError(f"criterion must be a Criterion, such as sc.taylor or sc.random(seed), got {criterion!r}")
     return None if criterion.stat is None else criterion.stat(model, batches, groups)
 
 
 def checked(model: nn.Module, batches: Batches) -> Iterator[tuple[int, Example, Any]]:
-    """(number, example, targets) of every batch, refused where empty or not finite."""
+    """(number, example, targets) of every batch on the model's device, refused where empty or not finite."""
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches must be an iterable of batches, got {type(batches).__name__}: pass [batch] for a single one"
+        )
     split = example_of(model)
     number = -1
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for number, batch in enumerate(batches):
         example, targets = split(batch)
-        for t in tensors_of(example if not isinstance(example, Tensor) else [example]):
+        for t in tensors_of(as_call(example)):
             if t.numel() == 0:
                 raise DataError(f"calibration batch {number} has an empty tensor of shape {tuple(t.shape)}")
             if t.dtype.is_floating_point and not bool(torch.isfinite(t).all()):
                 raise DataError(f"calibration batch {number} has NaN or inf in a tensor of shape {tuple(t.shape)}")
-        yield number, _to(example, device), targets
+        yield number, tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, example), targets
     if number < 0:
         raise DataError("calibration data is empty: give at least one batch (an exhausted iterator counts as empty)")
 
 
-def _to(example: Example, device: torch.device) -> Example:
-    if isinstance(example, Tensor):
-        return example.to(device)
-    if isinstance(example, tuple):
-        return tuple(v.to(device) if isinstance(v, Tensor) else v for v in example)
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in example.items()}
+def forward(model: nn.Module, example: Example, number: int) -> Any:
+    """Run the model on a calibration batch.
+
+    Raises:
+        DataError: it refuses the batch.
+    """
+    try:
+        return run(model, example)
+    except (TypeError, RuntimeError, ValueError, IndexError, KeyError, AssertionError, AttributeError) as error:
+        words = str(error).splitlines() or [""]
+        raise DataError(
+            f"the model refuses calibration batch {number}: {type(error).__name__}: {words[0]}. "
+            "Give what its forward takes, or pairs (example, targets)"
+        ) from error
 
 
 @dataclass(eq=False)
@@ -74,19 +101,18 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None) ->
     """
     wanted = None if groups is None else {s.name for g in groups for s in g.slices if s.role == "in"}
     found: dict[str, Moment] = {}
-    shared: list[tuple[Tensor, tuple[Any, ...], Tensor, Tensor, int]] = []  # inputs seen in this pass
+    known: list[tuple[Tensor, tuple[Any, ...], _Sums]] = []  # inputs seen in this pass: q, k and v share theirs
 
     def seen(c: Contraction) -> None:
         if wanted is not None and c.weight not in wanted:
             return
-        key = (c.taps, tuple(c.unfold.items()))
-        for x, k, second, first, n in shared:
-            if x is c.x and k == key:
-                break
-        else:
-            rows = subsample(c.rows().float())
-            second, first, n = (rows.T @ rows).double(), rows.double().sum(0), len(rows)
-            shared.append((c.x, key, second, first, n))
+        key = (version(c.x), c.taps, *c.unfold.items())
+        sums = next((s for x, k, s in known if x is c.x and k == key), None)
+        if sums is None:
+            rows = subsample(real(c.rows()))
+            sums = ((rows.T @ rows).double(), rows.double().sum(0), len(rows))
+            known.append((c.x, key, sums))
+        second, first, n = sums
         m = found.get(c.weight)
         if m is None:
             found[c.weight] = Moment(second.clone(), first.clone(), n, c.in_dim, c.taps, c.bias)
@@ -95,18 +121,24 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None) ->
             m.first += first
             m.n += n
 
-    with _quiet_eval(model), torch.no_grad():
+    with quiet_eval(model), torch.no_grad():
         for number, example, _ in checked(model, batches):
-            shared.clear()
+            known.clear()
             with Watch(model, seen):
-                try:
-                    run(model, example)
-                except (TypeError, RuntimeError, ValueError) as error:
-                    raise DataError(f"the model refuses calibration batch {number}: {error}") from error
+                forward(model, example, number)
     for name, m in found.items():
         if not bool(torch.isfinite(m.second).all()):
             raise DataError(f"the inputs of {name} are not finite on the calibration data")
     return found
+
+
+_Sums: TypeAlias = tuple[Tensor, Tensor, int]
+"""``sum x xᵀ``, ``sum x`` and the number of rows."""
+
+
+def real(rows: Tensor) -> Tensor:
+    """Rows in a precision that sums can be taken in: float32, or float64 where the model has it."""
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def subsample(rows: Tensor, most: int = 16384) -> Tensor:
@@ -114,18 +146,16 @@ def subsample(rows: Tensor, most: int = 16384) -> Tensor:
     return rows if len(rows) <= most else rows[:: -(-len(rows) // most)]
 
 
-class _quiet_eval:
-    """Evaluation mode, put back afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.training = [m for m in model.modules() if m.training]
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for m in self.training:
+@contextmanager
+def quiet_eval(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode, every training flag put back afterwards."""
+    training = [m for model in models for m in model.modules() if m.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for m in training:
             m.training = True
 
 
@@ -150,11 +180,13 @@ def contributions(model: nn.Module, batches: Batches, loss: Loss, groups: Groups
     try:
         for p in named.values():
             p.requires_grad_(p.dtype.is_floating_point)
-        with _quiet_eval(model), torch.enable_grad():
+        with quiet_eval(model), torch.enable_grad():
             for number, example, targets in checked(model, batches):
-                value = loss(run(model, example), targets, generator)
+                value = loss(forward(model, example, number), targets, generator)
                 if not bool(torch.isfinite(value)):
-                    raise DataError(f"the loss on calibration batch {number} is {float(value)}")
+                    raise DataError(f"the loss on calibration batch {number} is {float(value.detach())}")
+                if not value.requires_grad:
+                    raise DataError("the loss has no gradient: the model or the loss detaches it (no_grad?)")
                 learn = [p for p in named.values() if p.requires_grad]
                 grads = torch.autograd.grad(value, learn, allow_unused=True)
                 by_name = dict(zip([n for n, p in named.items() if p.requires_grad], grads, strict=True))
@@ -182,18 +214,30 @@ def default_loss(output: Any, targets: Any, generator: torch.Generator) -> Tenso
 
     Without targets it is a random projection of the outputs, scaled to their size: the square of its first-order
     term is, in expectation, the squared change of the outputs (Gauss-Newton), so no label is needed.
+
+    Raises:
+        DataError: the targets do not fit the output, or the output holds nothing to learn from.
     """
     own = getattr(output, "loss", None)
     if isinstance(own, Tensor):
         return own
     tensors = [t for t in tensors_of(output) if t.dtype.is_floating_point]
+    if not tensors:
+        raise DataError(f"the model's output, {type(output).__name__}, holds no floating-point tensor: give a loss")
     if targets is None:
         total = torch.zeros((), dtype=tensors[0].dtype, device=tensors[0].device)
         for t in tensors:
             sign = torch.randint(0, 2, t.shape, generator=generator).to(t.device, t.dtype) * 2 - 1
             total = total + (sign * t).sum() / (t.detach().norm() + 1e-12)
         return total
-    first = tensors[0]
-    if not targets.dtype.is_floating_point:
-        return F.cross_entropy(first.flatten(0, -2), targets.to(first.device).flatten())
-    return F.mse_loss(first, targets.to(first.device))
+    first, shape = tensors[0], tuple(tensors[0].shape)
+    if isinstance(targets, Tensor):
+        targets = targets.to(first.device)
+        if targets.dtype.is_floating_point and targets.squeeze().shape == first.squeeze().shape:
+            return F.mse_loss(first, targets.view_as(first))
+        if not targets.dtype.is_floating_point and targets.shape == shape[:-1]:  # classes last: rows, tokens
+            return F.cross_entropy(first.reshape(-1, shape[-1]), targets.reshape(-1))
+        if not targets.dtype.is_floating_point and targets.shape == (*shape[:1], *shape[2:]):  # classes second: pixels
+            return F.cross_entropy(first, targets)
+    given = (targets.dtype, tuple(targets.shape)) if isinstance(targets, Tensor) else type(targets).__name__
+    raise DataError(f"targets {given} do not fit the output of shape {shape}: give sc.taylor_with(loss)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,27 +96,26 @@ def unfolded(
         at = torch.arange(out)[:, None] * stride[d] + torch.arange(kernel[d]) * dilation[d]
         x = x.index_select(dim, at.reshape(-1).to(x.device)).unflatten(dim, (out, kernel[d]))
     space, taps = [2 + 2 * d for d in range(k)], [3 + 2 * d for d in range(k)]
-    return x.permute(0, *space, 1, *taps).reshape(-1, x.shape[1] * _product(kernel))
+    return x.permute(0, *space, 1, *taps).reshape(-1, x.shape[1] * math.prod(kernel))
 
 
-def _product(sizes: tuple[int, ...]) -> int:
-    out = 1
-    for s in sizes:
-        out *= s
-    return out
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to: the same object may hold other values later."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 class Watch(TorchFunctionMode):
     """Calls ``seen(contraction)`` after every linear layer or ungrouped convolution on a named weight.
 
-    ``added(sum, left, right)`` hears of every addition of two tensors: a residual stream shows itself there.
+    ``added(left, right)`` hears of every addition of two tensors before it happens (``+=`` writes over one of them):
+    a residual stream shows itself there.
     """
 
     def __init__(
         self,
         model: nn.Module,
         seen: Callable[[Contraction], None],
-        added: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        added: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
         super().__init__()
         self.names: dict[int, str] = {}
@@ -125,44 +126,70 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass the call on, and report it if it is one of ours."""
         kwargs = kwargs or {}
+        if self.added is not None and func in _ADD and len(args) == 2 and not kwargs:
+            left, right = args
+            if isinstance(left, Tensor) and isinstance(right, Tensor):
+                self.added(left, right)
         out = func(*args, **kwargs)
         if func in _LINEAR:
             self._linear(args, kwargs, out)
         elif func in _CONV:
             self._conv(_CONV[func], args, kwargs, out)
-        elif func in _MATMUL or func is torch.addmm:
-            bias, x, w = args[:3] if func is torch.addmm else (None, *args[:2])
-            self._report(x, w, bias, 0, 1, out, {})
-        elif self.added is not None and func in _ADD and len(args) == 2:
-            if isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-                self.added(out, args[0], args[1])
+        elif func in _MATMUL and len(args) == 2:
+            self._report(args[0], args[1], None, 0, out)
+        elif func is torch.addmm and len(args) == 3 and not kwargs:
+            self._report(args[1], args[2], args[0], 0, out)
         return out
 
     def _linear(self, args: Any, kwargs: Any, out: Tensor) -> None:
         x = args[0] if args else kwargs["input"]
         w = args[1] if len(args) > 1 else kwargs["weight"]
         b = args[2] if len(args) > 2 else kwargs.get("bias")
-        self._report(x, w, b, 1, 1, out, {})
+        self._report(x, w, b, 1, out)
 
     def _conv(self, rank: int, args: Any, kwargs: Any, out: Tensor) -> None:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = dict(zip(names, args, strict=False)) | kwargs
-        if given.get("groups", 1) != 1 or isinstance(given.get("padding", 0), str):
+        x, w = given["input"], given["weight"]
+        kernel = tuple(w.shape[2:])
+        stride, dilation = (_tuple(given.get(k, 1), rank) for k in ("stride", "dilation"))
+        padding = _padding(given.get("padding", 0), kernel, dilation)
+        if given.get("groups", 1) != 1 or padding is None:
             return
-        w = given["weight"]
-        sizes = {k: _tuple(given.get(k, d), rank) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))}
-        unfold = {"kernel": tuple(w.shape[2:]), **sizes}
-        self._report(given["input"], w, given.get("bias"), 1, _product(tuple(w.shape[2:])), out, unfold)
+        if x.dim() == rank + 1:  # one image without a batch
+            x, out = x[None], out[None]
+        unfold = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+        self._report(x, w, given.get("bias"), 1, out, math.prod(kernel), unfold)
 
-    def _report(self, x: Tensor, w: Any, b: Any, in_dim: int, taps: int, out: Tensor, unfold: dict[str, Any]) -> None:
+    def _report(
+        self,
+        x: Any,
+        w: Any,
+        b: Any,
+        in_dim: int,
+        out: Tensor,
+        taps: int = 1,
+        unfold: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         name = self.names.get(id(w))
-        if name is not None and isinstance(x, Tensor) and w.dim() >= 2:
+        if name is not None and isinstance(x, Tensor) and w.dim() == (len(unfold["kernel"]) + 2 if unfold else 2):
             bias = self.names.get(id(b)) if b is not None else None
             self.seen(Contraction(name, bias, in_dim, taps, x, out, unfold))
 
 
+def _padding(given: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Zeros on either side of each dimension; None where the two sides differ."""
+    if given == "valid":
+        return (0,) * len(kernel)
+    if given == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
+    return _tuple(given, len(kernel))
+
+
 def _tuple(value: Any, rank: int) -> tuple[int, ...]:
-    return (int(value),) * rank if isinstance(value, int) else tuple(int(v) for v in value)
+    given = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
+    return given * rank if len(given) == 1 else given
 
 
 _LINEAR = {F.linear}

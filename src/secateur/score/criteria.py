@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import CoupleError, DataError
+from secateur.errors import ArgumentError, CoupleError, DataError
 from secateur.graph.couple import Groups
 from secateur.score.calibrate import Loss, Moment, contributions, default_loss, moments
 from secateur.score.capture import columns, matrix
@@ -21,7 +21,9 @@ def score(model: nn.Module, groups: Groups, criterion: Criterion, stats: Any = N
     """One number a unit, larger is kept.
 
     Raises:
-        DataError: the criterion needs statistics and got none. PlanError: a score is not finite.
+        DataError: the criterion needs statistics and got none.
+        CoupleError: the criterion has nothing to go by in a group.
+        PlanError: a score is not finite.
 
     Example:
         >>> import secateur as sc
@@ -30,6 +32,8 @@ def score(model: nn.Module, groups: Groups, criterion: Criterion, stats: Any = N
         >>> scores.values["0:neuron"].shape
         (8,)
     """
+    if not isinstance(criterion, Criterion):
+        raise ArgumentError(f"criterion must be a Criterion, such as sc.taylor or sc.random(seed), got {criterion!r}")
     if criterion.stat is not None and stats is None:
         raise DataError(
             f"criterion {criterion.name} needs calibration data: stats = sc.calibrate(model, batches, criterion)"
@@ -83,11 +87,19 @@ def taylor_with(loss: Loss = default_loss, name: str = "taylor", power: int = 2)
 
     Args:
         loss: ``(output, targets, generator) -> scalar``; the default needs no labels, see `default_loss`.
+        name: as it will stand in the plan.
+        power: of the sum.
+
+    Example:
+        >>> taylor_with(lambda output, targets, generator: output.square().mean(), "energy").name
+        'energy'
     """
 
     def of(model: nn.Module, group: Group, stats: Any) -> Floats:
         producers = [s for s in group.slices if s.role == "out" and (s.name, s.dim) in stats.rows]
         producers = producers or [s for s in group.slices if (s.name, s.dim) in stats.rows]
+        if not producers:
+            raise CoupleError(f"group {group.name} has no gradients: calibrate with groups=None, or with these groups")
         signed = sum(stats.rows[s.name, s.dim][:, s.index].sum(2) for s in producers)
         out: Floats = np.mean(np.abs(signed) ** power, axis=0)
         return out
@@ -174,13 +186,23 @@ def random(seed: int = 0) -> Criterion:
 def obs_with(damping: float = 1e-2, chunk: int = 32) -> Criterion:
     """Structured OBS: the least rise of the consumers' output error when a unit goes and the rest make up for it.
 
-    ``score(P) = tr W_P ([H⁻¹]_PP)⁻¹ W_Pᵀ`` with ``H`` the second moment of the consumers' inputs, relative to the
-    energy of their outputs; units are taken one after another, the rest compensating (ZipLM, arXiv:2302.04089).
+    ``score(P) = tr W_P ([H⁻¹]_PP)⁻¹ W_Pᵀ`` with ``H`` the second moment of the consumers' inputs (their covariance
+    where the consumer has a bias, which makes up for means), relative to the energy of their outputs; units are taken
+    one after another, the rest compensating (ZipLM, arXiv:2302.04089). What never varies costs nothing.
     Refit afterwards with `sc.refit`. Time: d³ a consumer with d inputs; memory: d² doubles.
 
     Args:
-        damping: added to H's diagonal, relative to its mean. chunk: of ``n`` units left, ``n // chunk`` (at least
-            one) go at once; larger is slower and closer to one at a time.
+        damping: added to H's diagonal, relative to its mean.
+        chunk: of ``n`` units left, ``n // chunk`` (at least one) go at once; larger is slower and closer to one at a
+            time.
+
+    Example:
+        >>> import secateur as sc
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> groups = sc.couple(sc.trace(net, torch.zeros(1, 4)))
+        >>> stats = sc.calibrate(net, [torch.randn(16, 4)], obs)
+        >>> sc.score(net, groups, obs_with(damping=1e-3), stats).values["0:neuron"].shape
+        (8,)
     """
 
     def of(model: nn.Module, group: Group, stats: Mapping[str, Moment]) -> Floats:
@@ -188,11 +210,7 @@ def obs_with(damping: float = 1e-2, chunk: int = 32) -> Criterion:
         for s in group.slices:
             m = stats.get(s.name)
             if s.role == "in" and m is not None and m.in_dim == s.dim:
-                w = matrix(_tensor(model, s.name).detach().double().cpu(), m.in_dim)
-                second = (m.second / m.n).cpu()
-                energy = float(((w @ second) * w).sum())
-                scale = 1.0 / energy if energy > 0 else 1.0
-                consumers.append(Consumer(w, second, columns(s.index, m.taps), scale))
+                consumers.append(_consumer(_tensor(model, s.name), m, s))
         if not consumers:
             raise CoupleError(
                 f"group {group.name} ({group.kind}) feeds no linear layer or ungrouped convolution, which structured "
@@ -201,6 +219,20 @@ def obs_with(damping: float = 1e-2, chunk: int = 32) -> Criterion:
         return removal_order(consumers, damping, chunk)
 
     return Criterion("obs", of, moments)
+
+
+def _consumer(weight: Tensor, m: Moment, s: Slice) -> Consumer:
+    w = matrix(weight.detach().double().cpu(), m.in_dim)
+    second = (m.second / m.n).cpu()
+    energy = float(((w @ second) * w).sum())
+    still = 0.0 * second.diagonal()  # what is left of an input's energy without its mean: rounding, if it never varies
+    if m.bias is not None:
+        mean = (m.first / m.n).cpu()
+        still = 1e-6 * second.diagonal()
+        second = second - mean[:, None] * mean  # the Schur complement of a constant input that is never removed
+    gone = second.diagonal() <= still
+    w[:, gone] = 0  # the bias takes it over
+    return Consumer(w, second, columns(s.index, m.taps), 1.0 / energy if energy > 0 else 1.0)
 
 
 obs = obs_with()

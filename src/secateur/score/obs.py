@@ -31,7 +31,7 @@ class Consumer:
 
 
 def damped(second: Tensor, damping: float) -> Tensor:
-    """``H + damping * mean(diag H) I``; inputs that are never active get a unit diagonal."""
+    """``H + damping * mean(diag H) I``; the identity where no input is ever active."""
     mean = float(second.diagonal().mean())
     out = second.clone()
     out.diagonal().add_(damping * mean if mean > 0 else 1.0)
@@ -73,10 +73,12 @@ def _cost(weight: Tensor, inverse: Tensor, units: Tensor) -> Tensor:
     """Tr W_P ([H⁻¹]_PP)⁻¹ W_Pᵀ of every unit, shape (units,)."""
     if units.shape[1] == 1:
         at = units[:, 0]
-        return weight[:, at].square().sum(0) / inverse.diagonal()[at]
+        single: Tensor = weight[:, at].square().sum(0) / inverse.diagonal()[at]
+        return single
     blocks = inverse[units[:, :, None], units[:, None, :]]  # (u, k, k)
     mine = weight[:, units].permute(1, 2, 0)  # (u, k, outputs)
-    return (mine * torch.linalg.solve(blocks, mine)).sum((1, 2))
+    several: Tensor = (mine * torch.linalg.solve(blocks, mine)).sum((1, 2))
+    return several
 
 
 def _remove(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError
-from secateur.score.calibrate import checked, subsample
-from secateur.score.capture import Contraction, Watch, from_matrix, matrix
-from secateur.types import Batches, Example, Plan, run
+from secateur.score.calibrate import checked, forward, quiet_eval, real, subsample
+from secateur.score.capture import Contraction, Watch, from_matrix, matrix, version
+from secateur.types import Batches, Example, Plan
 
 log = logging.getLogger("secateur")
 
@@ -37,6 +37,7 @@ def refit_(
     plan: Plan,
     batches: Batches,
     damping: float = 1e-2,
+    memory: float = 2e9,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Refit every weight that lost inputs, in the order of execution; returns (error before, after) by weight.
@@ -46,29 +47,34 @@ def refit_(
     ``Y`` also makes up for what that stream has lost so far. Errors are relative to the energy of ``Y``.
     Masked least squares (arXiv:2302.04089 and 2407.06483), with the asymmetric inputs of GPTQ-like propagation.
 
-    Args:
-        small: changed in place. dense: what it was cut from. plan: the cut. batches: examples; labels are ignored.
-        damping: relative to the mean of the inputs' second moment.
+    A weight that is used more than once, or whose inputs are not seen (grouped and transposed convolutions), stays.
 
-    Time: one forward pass of each model over the data and one solve, inputs cubed, a weight. Memory: inputs squared.
+    Args:
+        small: changed in place.
+        dense: what it was cut from; left as it was.
+        plan: the cut.
+        batches: examples; labels are ignored.
+        damping: relative to the mean of the inputs' second moment.
+        memory: bytes that the dense model's outputs may take; above, they are computed again for every weight.
+        progress: hears ``(weights done, weights)``.
+
+    Raises:
+        DataError: no batches, NaN or inf in one, or one that a model refuses.
+
+    Time: part of a forward pass of the small model over the data and one solve, inputs cubed, a weight.
+    Memory: inputs squared, and ``memory``.
     """
     data = [example for _, example, _ in checked(small, batches)]
-    order = _consumers(small, plan, data[0])
     report: dict[str, tuple[float, float]] = {}
-    training = [m for model in (small, dense) for m in model.modules() if m.training]
-    small.eval()
-    dense.eval()
-    try:
-        with torch.no_grad():
-            for i, c in enumerate(order):
-                before, after = _refit_one_(small, dense, plan, data, c, damping)
-                report[c.weight] = (before, after)
-                log.info("refit %s: relative error %.4f -> %.4f", c.weight, before, after)
-                if progress is not None:
-                    progress(i + 1, len(order))
-    finally:
-        for m in training:
-            m.training = True
+    with quiet_eval(small, dense), torch.no_grad():
+        order = _consumers(small, plan, data[0])
+        targets = _Targets.of(dense, data, [c.weight for c in order], memory)
+        for i, c in enumerate(order):
+            before, after = _refit_one_(small, targets, plan, c, damping)
+            report[c.weight] = (before, after)
+            log.info("refit %s: relative error %.4f -> %.4f", c.weight, before, after)
+            if progress is not None:
+                progress(i + 1, len(order))
     return report
 
 
@@ -80,43 +86,94 @@ def _consumers(small: nn.Module, plan: Plan, example: Example) -> list[Contracti
         if (c.weight, c.in_dim) in plan.axes:
             uses.setdefault(c.weight, []).append(c)
 
-    with torch.no_grad(), Watch(small, seen):
-        run(small.eval(), example)
+    with Watch(small, seen):
+        forward(small, example, 0)
     return [cs[0] for cs in uses.values() if len(cs) == 1]
 
 
-def observe(model: nn.Module, example: Example, weight: str) -> tuple[Contraction, Tensor | None]:
-    """A weight's input and output on an example, and what its output is added to, if that comes next."""
-    found: list[Contraction] = []
-    other: list[Tensor] = []
+def observe(
+    model: nn.Module, example: Example, weights: Collection[str], number: int = 0
+) -> dict[str, tuple[Contraction, Tensor | None]]:
+    """Inputs and outputs of weights on an example, and what each output is added to, if that comes next.
+
+    They are copies: what follows may write over them. The forward pass ends as soon as all are seen.
+
+    Raises:
+        DataError: a weight is not used on this example, or the model refuses it.
+    """
+    found: dict[str, tuple[Contraction, Tensor | None]] = {}
+    last: list[tuple[Contraction, int]] = []
 
     def seen(c: Contraction) -> None:
-        if found:
+        last.clear()
+        if len(found) == len(weights):
             raise _Enough
-        if c.weight == weight:
-            found.append(c)
+        if c.weight in weights and c.weight not in found:
+            found[c.weight] = (replace(c, x=c.x.clone(), y=c.y.clone()), None)
+            last.append((c, version(c.y)))
 
-    def added(total: Tensor, left: Tensor, right: Tensor) -> None:
-        if not found:
+    def added(left: Tensor, right: Tensor) -> None:
+        if not last:
             return
-        y = found[0].y
+        c, written = last[0]
         for mine, theirs in ((left, right), (right, left)):
-            if mine.shape == y.shape == theirs.shape and mine.data_ptr() == y.data_ptr():
-                other.append(theirs)
-                raise _Enough
+            if mine.shape == c.y.shape == theirs.shape and _same_values(mine, c.y, written):
+                found[c.weight] = (found[c.weight][0], theirs.clone())
+                last.clear()
+                if len(found) == len(weights):
+                    raise _Enough
+                return
 
     try:
         with Watch(model, seen, added):
-            run(model, example)
+            forward(model, example, number)
     except _Enough:
         pass
-    if not found:
-        raise DataError(f"{weight} is not used on this calibration example: give examples that take the same path")
-    return found[0], other[0] if other else None
+    missing = [w for w in weights if w not in found]
+    if missing:
+        raise DataError(
+            f"{missing[0]} is not used on calibration batch {number}: give examples that take the same path"
+        )
+    return found
+
+
+def _same_values(mine: Tensor, y: Tensor, written: int) -> bool:
+    """Whether this is the output itself (or a view, as dropout returns it), not written to since."""
+    return mine.data_ptr() == y.data_ptr() and mine.stride() == y.stride() and version(y) == written
+
+
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """The dense model's outputs (plus what they are added to): kept where they fit in memory, else found again."""
+
+    dense: nn.Module
+    data: Sequence[Example]
+    kept: Sequence[Mapping[str, tuple[Tensor, bool]]] | None
+
+    @classmethod
+    def of(cls, dense: nn.Module, data: Sequence[Example], weights: Sequence[str], memory: float) -> _Targets:
+        """One pass over the data, if the outputs of all weights fit into ``memory`` bytes."""
+        first = observe(dense, data[0], weights) if weights else {}
+        each = sum(c.y.numel() * c.y.element_size() for c, _ in first.values())
+        if each * len(data) > memory:
+            return cls(dense, data, None)
+        seen = (observe(dense, example, weights, number) for number, example in enumerate(data))
+        return cls(dense, data, [{w: _sum(*pair) for w, pair in found.items()} for found in seen])
+
+    def __call__(self, number: int, weight: str) -> tuple[Tensor, bool]:
+        """Output rows for a batch, and whether they include the residual stream."""
+        if self.kept is not None:
+            return self.kept[number][weight]
+        return _sum(*observe(self.dense, self.data[number], [weight], number)[weight])
+
+
+def _sum(c: Contraction, residual: Tensor | None) -> tuple[Tensor, bool]:
+    rows = real(c.outputs())
+    return (rows, False) if residual is None else (rows + real(c.outputs(residual)), True)
 
 
 def _refit_one_(
-    small: nn.Module, dense: nn.Module, plan: Plan, data: Sequence[Example], use: Contraction, damping: float
+    small: nn.Module, targets: _Targets, plan: Plan, use: Contraction, damping: float
 ) -> tuple[float, float]:
     named = dict(small.named_parameters(remove_duplicate=False))
     weight = named[use.weight]
@@ -126,27 +183,26 @@ def _refit_one_(
         old = torch.cat([old, bias.detach().double()[:, None]], 1)
     rows = plan.axes.get((use.weight, 1 - use.in_dim))
     keep = None if rows is None else torch.from_numpy(rows).to(weight.device)
-    sums = _gather(small, dense, data, use.weight, keep, old, bias is not None)
+    sums = _gather(small, targets, use.weight, keep, old, bias is not None)
     inner = old.shape[1] - (bias is not None)
     ridge = damping * float(sums.gram.diagonal()[:inner].mean())
-    penalty = torch.full((old.shape[1],), ridge, dtype=torch.float64, device=old.device)
+    penalty = torch.full((old.shape[1],), ridge + 1e-12, dtype=torch.float64, device=old.device)
     if bias is not None:
-        penalty[-1] = 1e-8 * ridge
-    system = sums.gram + torch.diag(penalty + 1e-12)
-    new = torch.linalg.solve(system, (sums.cross + old * penalty).T).T
+        penalty[-1] = 1e-8 * ridge + 1e-12
+    new = torch.linalg.solve(sums.gram + torch.diag(penalty), (sums.cross + old * penalty).T).T
     after = sums.energy - 2 * float((new * sums.cross).sum()) + float(((new @ sums.gram) * new).sum())
+    energy = max(sums.energy, 1e-300)
     if not bool(torch.isfinite(new).all()) or after > sums.error:
-        return sums.error / sums.energy, sums.error / sums.energy  # singular data: the cut weight stays
+        return sums.error / energy, sums.error / energy  # nothing to gain: the cut weight stays
     weight.copy_(from_matrix(new[:, :inner], weight, use.in_dim).to(weight.dtype))
     if bias is not None:
         bias.copy_(new[:, -1].to(bias.dtype))
-    return sums.error / max(sums.energy, 1e-300), max(after, 0.0) / max(sums.energy, 1e-300)
+    return sums.error / energy, max(after, 0.0) / energy
 
 
 def _gather(
     small: nn.Module,
-    dense: nn.Module,
-    data: Sequence[Example],
+    targets: _Targets,
     weight: str,
     keep: Tensor | None,
     old: Tensor,
@@ -154,14 +210,15 @@ def _gather(
 ) -> _Sums:
     d, out = old.shape[1], old.shape[0]
     sums = _Sums(old.new_zeros(d, d), old.new_zeros(out, d))
-    for example in data:
-        mine, residual = observe(small, example, weight)
-        theirs, dense_residual = observe(dense, example, weight)
-        target = _kept(theirs.outputs(), keep)
-        if residual is not None and dense_residual is not None:
-            target = target + _kept(theirs.outputs(dense_residual), keep) - mine.outputs(residual)
-        x = subsample(mine.rows().float())
-        y = subsample(target.float())
+    for number, example in enumerate(targets.data):
+        mine, residual = observe(small, example, [weight], number)[weight]
+        rows, summed = targets(number, weight)
+        target = _kept(rows, keep)
+        if summed and residual is not None:
+            target = target - real(mine.outputs(residual))
+        elif summed:
+            raise DataError(f"{weight} feeds a residual stream in the dense model but not in the cut one")
+        x, y = subsample(real(mine.rows())), subsample(target)
         if biased:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         sums.gram += (x.T @ x).double()

@@ -24,15 +24,24 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
 
     ``dense`` is measured. ``of`` predicts: up to six probes, each with half of one family of groups cut, are exported
     and timed against the dense model in one interleaved run; a family's saving is spread over its multiply-
-    accumulates. ``measured`` exports and times a cut model, as its ratio to the dense one in the same run. Ratios and
-    the dense figure are remembered by model, machine, threads and versions, so the same command makes the same plan.
+    accumulates. ``measured`` exports and times a cut model, as its ratio to the dense one in the same run. Ratios (and
+    second ones, which confirm) and the dense figure are remembered by model, machine, threads and versions, so the
+    same command makes the same plan.
 
     Args:
-        model: the dense model. example: what it is timed on, batch size included. target: the runtime.
+        model: the dense model.
+        example: what it is timed on, batch size included.
+        target: the runtime.
         repeats: timings of each model a measurement.
 
     Raises:
         TargetError: the runtime is missing or refuses the model.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> cost = latency(nn.Linear(4, 2), torch.zeros(1, 4), sc.eager)
+        >>> cost.name, cost.unit, cost.target.name, cost.dense > 0
+        ('latency', 's', 'eager', True)
     """
     timed = _Timed(model, example, target, repeats)
     tables: dict[int, tuple[Groups, _Table]] = {}
@@ -71,18 +80,19 @@ class _Timed:
             remember(key, known)
         return known
 
-    def ratio(self, small: nn.Module, afresh: bool = False) -> float:
-        key = "ratio " + latency_key(small, self.example, self.target)
-        known = None if afresh else recall(key)
+    def ratio(self, small: nn.Module, again: bool = False) -> float:
+        dense = latency_key(self.model, self.example, self.target)
+        key = f"{'second ' if again else ''}ratio of {latency_key(small, self.example, self.target)} to {dense}"
+        known = recall(key)
         if known is None:
             built = self.target.build(small, self.example, self.target.threads)
-            dense, cut = measure([self.artefact(), built], self.repeats)
-            known = cut.median / dense.median
+            whole, cut = measure([self.artefact(), built], self.repeats)
+            known = cut.median / whole.median
             remember(key, known)
         return known
 
-    def seconds(self, small: nn.Module, afresh: bool = False) -> float:
-        return self.dense() * self.ratio(small, afresh)
+    def seconds(self, small: nn.Module, again: bool = False) -> float:
+        return self.dense() * self.ratio(small, again)
 
 
 def families(groups: Groups, most: int = PROBES) -> list[list[Group]]:
@@ -101,7 +111,7 @@ def families(groups: Groups, most: int = PROBES) -> list[list[Group]]:
         return list(alike.values())
     full = groups.all_kept()
     dense = groups.macs(full)
-    work = np.cumsum([dense - groups.macs({**full, g.name: half_of(g)}) for g in groups])
+    work = np.cumsum([max(dense - groups.macs({**full, g.name: half_of(g)}), 1) for g in groups])
     bins = np.minimum((work - 1e-9) * most // work[-1], most - 1).astype(int)
     runs = [[g for g, b in zip(groups, bins, strict=True) if b == i] for i in range(most)]
     return [r for r in runs if r]
@@ -135,7 +145,7 @@ class _Table:
             names.append(tuple(g.name for g in family))
             rates.append(max(saved, 0.0) / max(fewer, 1))
         if not any(rates):
-            rates = [dense / macs] * len(rates)  # no probe was faster: work is the only guide left
+            rates = [dense / max(macs, 1)] * len(rates)  # no probe was faster: work is the only guide left
         return cls(groups, dense, tuple(names), tuple(rates))
 
     def __call__(self, keep: Keep) -> float:

@@ -62,10 +62,8 @@ def measure(
         [True, True]
     """
     if not artefacts or repeats < 1 or warmup < 0:
-        raise TargetError(
-            f"measure: give at least one artefact, repeats >= 1 and warmup >= 0; "
-            f"got {len(artefacts)} artefacts, repeats={repeats}, warmup={warmup}"
-        )
+        given = f"{len(artefacts)} artefacts, repeats={repeats}, warmup={warmup}"
+        raise TargetError(f"measure: give at least one artefact, repeats >= 1, warmup >= 0; got {given}")
     for a in artefacts:
         for _ in range(warmup):
             a.run()

@@ -1,0 +1,122 @@
+"""Scores made comparable by what they cost the model's outputs: one measurement a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.choose.plan import make_plan
+from secateur.errors import DataError
+from secateur.graph.surgery import apply
+from secateur.score.calibrate import Moment, checked
+from secateur.score.capture import columns, from_matrix, matrix
+from secateur.score.obs import damped
+from secateur.types import Batches, Bools, Group, Plan, Scores, run, tensors_of
+
+Distance: TypeAlias = Callable[[Any, Any, Any], Tensor]
+"""``(cut model's output, dense model's output, batch) -> scalar``; zero where they are equal."""
+
+
+def by_effect(
+    model: nn.Module,
+    batches: Batches,
+    distance: Distance | None = None,
+    stats: Mapping[str, Moment] | None = None,
+    fraction: float = 0.5,
+    damping: float = 1e-2,
+) -> Callable[[Scores], Scores]:
+    """Scale each group's scores so that what is lost at half of the group is what the outputs were measured to lose.
+
+    For every group, the lowest-scored half is cut, the weights it fed make up for it by least squares (with ``stats``),
+    and the model is run beside the dense one. Errors in one layer are worth what they cost at the output: the measured
+    sensitivity that SPDY and OBC allocate by (arXiv:2208.11580), one point a group.
+
+    Args:
+        model: the dense model.
+        batches: a few examples; labels are ignored.
+        distance: what losing means; by default the squared error of all outputs over their energy.
+        stats: moments from ``sc.calibrate(model, batches, sc.obs)``; None cuts without making up.
+        fraction: how much of each group is cut to see.
+        damping: of the least squares, relative to the mean of the inputs' second moment.
+
+    Raises:
+        DataError: no batches, or outputs that are not finite.
+
+    Time: one forward pass over the batches a group, and one solve. Memory: one more model.
+    """
+    data = [(example, batch) for (_, example, _), batch in _with_batches(model, batches)]
+
+    def normalize(scores: Scores) -> Scores:
+        far = distance or relative_error
+        with torch.no_grad():
+            dense = [run(model.eval(), example) for example, _ in data]
+            values = {}
+            for g in scores.groups:
+                lost, plan = _half(scores, g, fraction)
+                small = apply(plan, model).eval()
+                if stats is not None:
+                    _make_up_(small, model, g, plan.keep[g.name], stats, damping)
+                found = float(np.mean([float(far(run(small, e), d, b)) for (e, b), d in zip(data, dense, strict=True)]))
+                if not np.isfinite(found):
+                    raise DataError(f"outputs are not finite with half of {g.name} cut: check the calibration data")
+                values[g.name] = scores.values[g.name] * (max(found, 0.0) / lost if lost > 0 else 1.0)
+        return Scores(scores.groups, values, scores.criterion, "effect")
+
+    return normalize
+
+
+def relative_error(output: Any, dense: Any, batch: Any = None) -> Tensor:
+    """Squared error of all floating outputs over their energy.
+
+    Example:
+        >>> relative_error(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0]))
+        tensor(0.2000)
+    """
+    pairs = [
+        (a, b)
+        for a, b in zip(tensors_of(output), tensors_of(dense), strict=True)
+        if b.dtype.is_floating_point and a.shape == b.shape
+    ]
+    error = torch.stack([(a.float() - b.float()).square().sum() for a, b in pairs]).sum()
+    return error / torch.stack([b.float().square().sum() for _, b in pairs]).sum().clamp_min(1e-30)
+
+
+def _with_batches(model: nn.Module, batches: Batches) -> Any:
+    data = list(batches)
+    return zip(checked(model, data), data, strict=True)
+
+
+def _half(scores: Scores, group: Group, fraction: float) -> tuple[float, Plan]:
+    """The score lost, and the plan that cuts the lowest-scored part of one group."""
+    values = scores.values[group.name]
+    gone = np.argsort(values, kind="stable")[: min(max(round(fraction * group.units), 1), group.units - 1)]
+    keep = np.ones(group.units, bool)
+    keep[gone] = False
+    return float(values[gone].sum()), make_plan(scores.groups, {group.name: keep})
+
+
+def _make_up_(
+    small: nn.Module, model: nn.Module, group: Group, keep: Bools, stats: Mapping[str, Moment], damping: float
+) -> None:
+    """Least squares of the group's consumers on what is left, from the dense model's moments."""
+    dense, cut = dict(model.named_parameters()), dict(small.named_parameters())
+    for s in group.slices:
+        m = stats.get(s.name)
+        if s.role != "in" or m is None or m.in_dim != s.dim:
+            continue
+        w = matrix(dense[s.name].detach().double(), m.in_dim)
+        mean = m.first / m.n if m.bias is not None else torch.zeros_like(m.first)
+        spread = damped(m.second / m.n - torch.outer(mean, mean), damping)
+        rest = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
+        rest[columns(s.index[~keep], m.taps).reshape(-1)] = False
+        fitted = torch.linalg.solve(spread[rest][:, rest], (w @ spread[:, rest]).T).T
+        if cut[s.name].shape[1 - s.dim] != w.shape[0]:
+            continue  # the group also cuts the outputs: the cut weight stays
+        cut[s.name].copy_(from_matrix(fitted, cut[s.name], m.in_dim).to(cut[s.name].dtype))
+        if m.bias is not None:
+            shift = w @ mean - fitted @ mean[rest]
+            cut[m.bias].copy_((dense[m.bias].double() + shift).to(cut[m.bias].dtype))

@@ -1,0 +1,82 @@
+"""What must stay for reasons that no single op knows of."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from secateur.graph.axes import Axes
+from secateur.graph.record import Call, Graph, Place
+from secateur.graph.sizes import Extent, leaves
+
+_READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "secateur::read")
+
+
+def pin_numbers(axes: Axes) -> None:
+    """A size that became a number in arithmetic may not change."""
+    for source, place in axes.graph.escapes:
+        axes.place = place
+        for leaf in leaves(source):
+            if isinstance(leaf, Extent) and leaf.value in axes.ids:
+                axes.pin("its size becomes a number in arithmetic", axes.ids[leaf.value][leaf.dim])
+
+
+def pin_ignored(axes: Axes, ignore: Sequence[str]) -> None:
+    """Parameters and modules that the caller named."""
+    axes.place = Place("", "ignore", 0)
+    for pattern in ignore:
+        for name, value in axes.graph.tensors.items():
+            module = name.rpartition(".")[0]
+            if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(module, pattern):
+                axes.pin(f"is ignored on request ({pattern})", *axes.ids[value.index])
+
+
+def pin_unused(axes: Axes) -> None:
+    """A parameter that the examples do not reach: nothing is known of what it must fit."""
+    used = {v.index for call in axes.graph.calls for v in call.tensors()} | {v.index for v in axes.graph.outputs}
+    for name, value in axes.graph.tensors.items():
+        if value.index not in used:
+            axes.place = Place(name.rpartition(".")[0], "not called", 0)
+            axes.pin("is not used on the example", *axes.ids[value.index])
+
+
+def pin_branches(axes: Axes) -> None:
+    """Code that looks at its data may do something else next time: what it hands on stays.
+
+    That is every value which the ``forward`` that looks makes, uses, or passes from one of its modules to another;
+    what lives inside one of them is the same whatever it decides.
+    """
+    graph = axes.graph
+    looking = {c.place.module: c.place for c in graph.calls if not graph.fake and _reads_data(c)}
+    for module, place in looking.items():
+        axes.place = place
+        for value in _passing(graph, module):
+            axes.pin("passes through code that decides by looking at its data", *axes.ids.get(value, []))
+
+
+def _reads_data(call: Call) -> bool:
+    return call.op in _READS and not all(v.weight for v in call.tensors())
+
+
+def _passing(graph: Graph, module: str) -> set[int]:
+    """Values that the code of a module itself touches or hands on."""
+    prefix = f"{module}." if module else ""
+
+    def part(path: str) -> str:
+        """The child in which a call was made; "" for the module's own code, ".." outside it."""
+        if path == module:
+            return ""
+        return path[len(prefix) :].split(".")[0] if path.startswith(prefix) else ".."
+
+    made: dict[int, str] = {}
+    passing: set[int] = set()
+    for call in graph.calls:
+        here = part(call.place.module)
+        for v in call.tensors():
+            origin = made.setdefault(v.index, here) if v.weight else made.get(v.index, "..")
+            if here == "" or (origin != here and (origin != ".." or here != "..")):
+                passing.add(v.index)
+        for out in call.outs:
+            if out is not None:
+                made[out.index] = here
+    return passing | {v.index for v in graph.outputs if made.get(v.index, "..") != ".."}
