@@ -109,13 +109,15 @@ class Scores:
     """One number a unit, by group; larger is kept.
 
     Attributes:
-        groups: what was scored. values: group name -> float64 (units,). criterion: its name. seed: what was used.
+        groups: what was scored. values: group name -> float64 (units,). criterion: its name.
+        normalization: how groups were made comparable. stats: the calibration data behind them, if any.
     """
 
     groups: Groups
     values: Mapping[str, Floats]
     criterion: str
     normalization: str = "none"
+    stats: Any = None
 
     def __post_init__(self) -> None:
         for name, v in self.values.items():

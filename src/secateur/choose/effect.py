@@ -25,21 +25,19 @@ def by_effect(
     model: nn.Module,
     batches: Batches,
     distance: Distance | None = None,
-    stats: Mapping[str, Moment] | None = None,
     fraction: float = 0.5,
     damping: float = 1e-2,
 ) -> Callable[[Scores], Scores]:
     """Scale each group's scores so that what is lost at half of the group is what the outputs were measured to lose.
 
-    For every group, the lowest-scored half is cut, the weights it fed make up for it by least squares (with ``stats``),
-    and the model is run beside the dense one. Errors in one layer are worth what they cost at the output: the measured
+    For every group, the lowest-scored half is cut, the weights it fed make up for it by least squares (if the scores
+    come from ``sc.obs``, whose statistics that takes), and the model is run beside the dense one. Errors in one layer are worth what they cost at the output: the measured
     sensitivity that SPDY and OBC allocate by (arXiv:2208.11580), one point a group.
 
     Args:
         model: the dense model.
         batches: a few examples; labels are ignored.
         distance: what losing means; by default the squared error of all outputs over their energy.
-        stats: moments from ``sc.calibrate(model, batches, sc.obs)``; None cuts without making up.
         fraction: how much of each group is cut to see.
         damping: of the least squares, relative to the mean of the inputs' second moment.
 
@@ -58,13 +56,12 @@ def by_effect(
             for g in scores.groups:
                 lost, plan = _half(scores, g, fraction)
                 small = apply(plan, model).eval()
-                if stats is not None:
-                    _make_up_(small, model, g, plan.keep[g.name], stats, damping)
+                _make_up_(small, model, g, plan.keep[g.name], scores.stats, damping)
                 found = float(np.mean([float(far(run(small, e), d, b)) for (e, b), d in zip(data, dense, strict=True)]))
                 if not np.isfinite(found):
                     raise DataError(f"outputs are not finite with half of {g.name} cut: check the calibration data")
                 values[g.name] = scores.values[g.name] * (max(found, 0.0) / lost if lost > 0 else 1.0)
-        return Scores(scores.groups, values, scores.criterion, "effect")
+        return Scores(scores.groups, values, scores.criterion, "effect", scores.stats)
 
     return normalize
 
@@ -100,13 +97,13 @@ def _half(scores: Scores, group: Group, fraction: float) -> tuple[float, Plan]:
 
 
 def _make_up_(
-    small: nn.Module, model: nn.Module, group: Group, keep: Bools, stats: Mapping[str, Moment], damping: float
+    small: nn.Module, model: nn.Module, group: Group, keep: Bools, stats: Any, damping: float
 ) -> None:
     """Least squares of the group's consumers on what is left, from the dense model's moments."""
     dense, cut = dict(model.named_parameters()), dict(small.named_parameters())
     for s in group.slices:
-        m = stats.get(s.name)
-        if s.role != "in" or m is None or m.in_dim != s.dim:
+        m = stats.get(s.name) if isinstance(stats, Mapping) else None
+        if s.role != "in" or not isinstance(m, Moment) or m.in_dim != s.dim:
             continue
         w = matrix(dense[s.name].detach().double(), m.in_dim)
         mean = m.first / m.n if m.bias is not None else torch.zeros_like(m.first)

@@ -18,9 +18,8 @@ from torch import nn
 
 from secateur.evidence.quality import Figure
 from secateur.evidence.verify import verify
-from secateur.export.prepare import array, output_tensors
+from secateur.export.prepare import array, output_tensors, snapshot
 from secateur.graph.couple import Groups
-from secateur.score.calibrate import quiet_eval
 from secateur.targets.measure import compare, measure
 from secateur.targets.memory import machine
 from secateur.types import Artefact, Budget, Example, Measurement, Plan, Report, Row, Target, run
@@ -179,8 +178,8 @@ def _measured(
 
 def difference(model: nn.Module, artefact: Artefact, example: Example) -> float:
     """Largest relative difference between an artefact's outputs and torch's on an example."""
-    with quiet_eval(model), torch.inference_mode():
-        ours = [array(t) for t in output_tensors(run(model, example))]
+    with torch.inference_mode():
+        ours = [array(t) for t in output_tensors(run(snapshot(model), example))]  # as targets run it
     theirs = [np.asarray(a) for a in artefact.call(example)]
     if len(ours) != len(theirs):
         return float("inf")

@@ -148,7 +148,7 @@ def _unsaved(model: nn.Module) -> dict[str, str]:
 
 def _save_weights(model: nn.Module, path: Path) -> dict[str, str]:
     """Write every tensor once; returns the other names of shared ones."""
-    first: dict[tuple[int, int, torch.Size, tuple[int, ...]], str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     shared, out = {}, {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):

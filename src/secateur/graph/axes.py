@@ -143,8 +143,12 @@ class Axes:
         if not isinstance(size, Size) or size.source in self.followed:
             return
         self.followed.add(size.source)
-        if any(isinstance(leaf, Attribute) or self._tracked(leaf) for leaf in leaves(size.source)):
+        if self.follows(size):
             self.expected.append(Expected(size.source, NOTHING, call.place, call.api, int(size)))
+
+    def follows(self, size: Size) -> bool:
+        """Whether a size can change with a cut: it reads an attribute or an axis that is tracked."""
+        return any(isinstance(leaf, Attribute) or self._tracked(leaf) for leaf in leaves(size.source))
 
     def _tracked(self, leaf: Extent) -> bool:
         ids = self.ids.get(leaf.value)

@@ -64,7 +64,12 @@ def solve(axes: Axes) -> Solution:
         pinned[root[pin.ids]] = True
     cells = np.concatenate([np.stack(c, 1) for c in axes.cells]) if axes.cells else np.zeros((0, 3), np.int64)
     root, pinned, cells = _simplify(axes.n, root, pinned, cells)
-    return Solution(root, pinned, cells, tuple(_closures(cells, pinned)))
+    bearing = np.zeros(axes.n, bool)  # roots that stand for positions of a parameter or buffer
+    for index in axes.names:
+        for ids in axes.ids[index]:
+            if ids is not None:
+                bearing[root[ids]] = True
+    return Solution(root, pinned, cells, tuple(_closures(cells, pinned, bearing)))
 
 
 def _unique_rows(rows: Ints, n: int) -> Ints:
@@ -104,7 +109,7 @@ def _simplify(n: int, root: Ints, pinned: Bools, cells: Ints) -> tuple[Ints, Boo
     return root, pinned, cells
 
 
-def _closures(cells: Ints, pinned: Bools) -> list[Ints]:
+def _closures(cells: Ints, pinned: Bools, bearing: Bools) -> list[Ints]:
     """Smallest closures of every connected set of cells; sets of equal structure are solved once."""
     if not len(cells):
         return []
@@ -118,10 +123,10 @@ def _closures(cells: Ints, pinned: Bools) -> list[Ints]:
     for block in np.split(local[order], cuts):
         mine, renamed = np.unique(block, return_inverse=True)
         renamed = renamed.reshape(block.shape)
-        dead = pinned[nodes[mine]]
-        key = renamed.tobytes() + dead.tobytes()
+        dead, bears = pinned[nodes[mine]], bearing[nodes[mine]]
+        key = renamed.tobytes() + dead.tobytes() + bears.tobytes()
         if key not in known:
-            known[key] = _minimal(_grow_all(renamed, dead))
+            known[key] = _minimal(_grow_all(renamed, dead), bears)
         out += [nodes[mine[c]] for c in known[key]]
     return out
 
@@ -164,9 +169,14 @@ def _spread(gone: Bools, uses: list[list[int]], fresh: list[int]) -> None:
             fresh += [u for u in uses[node] if not gone[u]]
 
 
-def _minimal(closures: list[Bools]) -> list[Ints]:
-    """Distinct closures that are not unions of smaller ones."""
-    sets = list(dict.fromkeys(tuple(np.nonzero(c)[0].tolist()) for c in closures))
+def _minimal(closures: list[Bools], bears: Bools) -> list[Ints]:
+    """Distinct closures that are not unions of smaller ones, as far as parameters and buffers go."""
+    distinct: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for c in closures:
+        seen, whole = tuple(np.nonzero(c & bears)[0].tolist()), tuple(np.nonzero(c)[0].tolist())
+        if seen and len(whole) < len(distinct.get(seen, (0, *whole))):
+            distinct[seen] = whole
+    sets = list(distinct)
     holding: dict[int, list[int]] = defaultdict(list)
     for i, s in enumerate(sets):
         for node in s:
@@ -179,5 +189,5 @@ def _minimal(closures: list[Bools]) -> list[Ints]:
             if k == len(sets[i]) < len(s):
                 covered.update(sets[i])
         if len(covered) < len(s):
-            out.append(np.array(s))
+            out.append(np.array(distinct[s]))
     return out

@@ -13,7 +13,7 @@ from secateur.graph.axes import Axes
 from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
 from secateur.graph.gather import gather
-from secateur.graph.pins import pin_branches, pin_ignored, pin_numbers, pin_unused
+from secateur.graph.pins import pin_branches, pin_ignored, pin_numbered, pin_numbers, pin_unused
 from secateur.graph.record import Call, Graph
 from secateur.graph.repair import Repairs
 from secateur.graph.rules import RULES, Rule
@@ -155,6 +155,7 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
         axes.pin("is an output of the model", *axes[value])
     pin_numbers(axes)
     pin_unused(axes)
+    pin_numbered(axes)
     pin_branches(axes)
     pin_ignored(axes, ignore)
     solution = solve(axes)

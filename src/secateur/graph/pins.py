@@ -11,6 +11,8 @@ from secateur.graph.sizes import Extent, leaves
 
 _READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "secateur::read")
 
+_TAKES = ("aten::index", "aten::_unsafe_index", "aten::index_select")
+
 
 def pin_numbers(axes: Axes) -> None:
     """A size that became a number in arithmetic may not change."""
@@ -38,6 +40,16 @@ def pin_unused(axes: Axes) -> None:
         if value.index not in used:
             axes.place = Place(name.rpartition(".")[0], "not called", 0)
             axes.pin("is not used on the example", *axes.ids[value.index])
+
+
+def pin_numbered(axes: Axes) -> None:
+    """A buffer of positions is renumbered after a cut, so its numbers may serve nothing else."""
+    for r in axes.renumbered:
+        index = axes.graph.tensors[r.buffer].index
+        for call in axes.graph.calls:
+            if call.op not in _TAKES and any(v.index == index for v in call.tensors()):
+                axes.place = call.place
+                axes.pin("is indexed by a buffer whose numbers are used elsewhere too", r.ids)
 
 
 def pin_branches(axes: Axes) -> None:
@@ -74,9 +86,9 @@ def _passing(graph: Graph, module: str) -> set[int]:
         here = part(call.place.module)
         for v in call.tensors():
             origin = made.setdefault(v.index, here) if v.weight else made.get(v.index, "..")
-            if here == "" or (origin != here and (origin != ".." or here != "..")):
+            if here == "" or origin != here:
                 passing.add(v.index)
         for out in call.outs:
             if out is not None:
                 made[out.index] = here
-    return passing | {v.index for v in graph.outputs if made.get(v.index, "..") != ".."}
+    return passing

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
+from secateur.graph.shells import call_fake, untouched
 from secateur.graph.sizes import (
     Attribute,
     Expression,
@@ -140,6 +141,7 @@ class _Recorder:
     api: str = ""
     sizes: tuple[int, ...] = ()
     place: Place = Place("", "?", 0)
+    tensors: dict[str, Value] = field(default_factory=dict)
     schemas: dict[Any, tuple[str, list[tuple[str, Any, bool]], bool]] = field(default_factory=dict)
 
     def value(self, tensor: Tensor, weight: bool = False) -> Value:
@@ -207,13 +209,14 @@ _ARITHMETIC = frozenset(
 class _Dispatch(TorchDispatchMode):
     """Writes down every ATen call."""
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recorder: _Recorder, fakes: FakeTensorMode | None) -> None:
         super().__init__()
         self.recorder = recorder
+        self.fakes = fakes
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = op(*args, **kwargs)
+        out = op(*args, **kwargs) if self.fakes is None else call_fake(self.fakes, op, args, kwargs)
         r = self.recorder
         name, arguments, pointwise = r.schema(op)
         bound: dict[str, Any] = {}
@@ -259,6 +262,9 @@ class _Function(TorchFunctionMode):
             return product
         outer = r.api, r.sizes, r.place
         r.api, r.sizes, r.place = name, tuple(_ints((args, kwargs))), r.here()
+        if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
+            query = r.value(args[0] if args else kwargs["query"])  # its default scale is 1/sqrt(head dim), in C++
+            r.escapes.append((Extent(query.index, query.ndim - 1), r.place))
         if name.strip("_") in _ARITHMETIC:
             for size in r.sizes:
                 if isinstance(size, Size):
@@ -293,7 +299,6 @@ def _ints(item: Any) -> Iterator[int]:
 def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
     names = {id(m): n for n, m in model.named_modules()}
-    training = [m for m in model.modules() if m.training]
     fast = torch.backends.mha.get_fastpath_enabled()
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -313,27 +318,57 @@ def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
         before.remove()
         after.remove()
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module in training:
-            module.training = True
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:
-    named = dict(model.named_parameters(remove_duplicate=False))
-    return named | dict(model.named_buffers(remove_duplicate=False))
+    """Every parameter and buffer by every name it has."""
+    out: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for holder in (module._parameters, module._buffers):
+            for name, tensor in holder.items():
+                if tensor is not None:
+                    out[f"{prefix}.{name}" if prefix else name] = tensor
+    parameters = [n for n, t in out.items() if isinstance(t, nn.Parameter)]
+    return {n: out[n] for n in [*parameters, *(n for n in out if n not in set(parameters))]}
 
 
-def _record(model: nn.Module, examples: Sequence[Example], fake: bool) -> Graph:
-    recorder, named = _Recorder(), _named(model)
-    tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
-    mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: _Recorder) -> list[Value]:
+    """Fake tensors: shapes and devices, no arithmetic and no memory."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [tree_map(lambda t: mode.from_tensor(t) if isinstance(t, Tensor) else t, e) for e in examples]
+        return _run(model, fakes, recorder, mode)
+
+
+def _on_tensors(model: nn.Module, examples: Sequence[Example], recorder: _Recorder) -> list[Value]:
+    """Real tensors, for ops without a fake kernel and for branches on values."""
+    state = {n: b.detach().clone() for n, b in model.named_buffers()}
+    try:
+        return _run(model, examples, recorder)
+    finally:
+        for n, b in model.named_buffers():  # a real pass may write into them
+            if n in state and b.shape == state[n].shape:
+                b.copy_(state[n])
+
+
+def _run(
+    model: nn.Module, examples: Sequence[Example], recorder: _Recorder, fakes: FakeTensorMode | None = None
+) -> list[Value]:
+    recorder.tensors = {name: recorder.value(t, weight=True) for name, t in _named(model).items()}
     outputs: list[Value] = []
-    with _watching(model, recorder), torch.no_grad(), mode:
-        for example in examples:
-            if fake:
-                example = tree_map(lambda t: mode.from_tensor(t) if isinstance(t, Tensor) else t, example)
-            with _Dispatch(recorder), _Function(recorder):
-                out = run(model, example)
-            outputs += [recorder.value(t) for t in tensors_of(out)]
+    for example in examples:
+        with _Dispatch(recorder, fakes), _Function(recorder):
+            out = run(model, example)
+        outputs += [recorder.value(t) for t in tensors_of(out)]
+    return outputs
+
+
+Way: TypeAlias = Callable[[nn.Module, Sequence[Example], _Recorder], list[Value]]
+
+
+def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
+    recorder, named = _Recorder(), _named(model)
+    with untouched(model), _watching(model, recorder), torch.no_grad():
+        outputs = way(model, examples, recorder)
     attributes = {
         leaf
         for call in recorder.calls
@@ -345,7 +380,7 @@ def _record(model: nn.Module, examples: Sequence[Example], fake: bool) -> Graph:
     return Graph(
         calls=tuple(recorder.calls),
         shapes=tuple(v.shape for v in recorder.values.values()),
-        tensors=tensors,
+        tensors={name: recorder.tensors[name] for name in named},
         parameters=frozenset(n for n, t in named.items() if isinstance(t, nn.Parameter)),
         floating=frozenset(n for n, t in named.items() if t.dtype.is_floating_point or t.dtype.is_complex),
         constants={n: np.asarray(t.detach().cpu().numpy()) for n, t in integers.items()},
@@ -353,7 +388,7 @@ def _record(model: nn.Module, examples: Sequence[Example], fake: bool) -> Graph:
         outputs=tuple(outputs),
         escapes=tuple(recorder.escapes),
         attributes={a: read_attribute(model, a) for a in attributes},
-        fake=fake,
+        fake=way is not _on_tensors,
     )
 
 
@@ -361,7 +396,7 @@ def trace(model: nn.Module, example: Example, also: Sequence[Example] = ()) -> G
     """Record every ATen call that the model makes on an example; the model is left as it was.
 
     One pass in evaluation mode on fake tensors (no arithmetic, no memory), on real ones where an op has no fake
-    kernel. Time and memory grow with the number of calls, not with the size of the weights.
+    kernel or a branch asks for a value. Time and memory grow with the number of calls, not with the size of the weights.
 
     Args:
         model: any module. example: what its ``forward`` takes.
@@ -378,25 +413,23 @@ def trace(model: nn.Module, example: Example, also: Sequence[Example] = ()) -> G
     examples = [example, *also]
     for e in examples:
         as_call(e)
-    try:
-        return _record(model, examples, fake=True)
-    except Exception as first:
-        state = {n: b.detach().clone() for n, b in model.named_buffers()}
+    failed: list[Exception] = []
+    for way in (_on_fakes, _on_tensors):
         try:
-            return _record(model, examples, fake=False)
-        except Exception as second:
-            given = [tuple(t.shape) for t in tensors_of(as_call(example))]
-            raise TraceError(
-                f"{type(model).__name__} does not run on the example (tensor shapes {given}): "
-                f"{type(second).__name__}: {str(second).splitlines()[0] if str(second) else ''}. "
-                "Give what its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments. "
-                f"(On fake tensors: {type(first).__name__}: {str(first).splitlines()[0] if str(first) else ''})"
-            ) from second
-        finally:
-            with torch.no_grad():
-                for n, b in model.named_buffers():  # a real pass may write into them
-                    if n in state and b.shape == state[n].shape:
-                        b.copy_(state[n])
+            return _record(model, examples, way)
+        except Exception as error:
+            failed.append(error)
+    given = [tuple(t.shape) for t in tensors_of(as_call(example))]
+    raise TraceError(
+        f"{type(model).__name__} does not run on the example (tensor shapes {given}): {_words(failed[-1])}. "
+        "Give what its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments. "
+        f"(On fake tensors: {_words(failed[-2])})"
+    ) from failed[-1]
+
+
+def _words(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def reads_extent(source: Expression) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur.choose.allocate import Allocation, global_
-from secateur.errors import DataError
+from secateur.errors import ArgumentError, DataError
 from secateur.evidence.gather import environment, model_hash, report_of
 from secateur.evidence.quality import Figure
 from secateur.graph.couple import Groups, couple
@@ -20,7 +20,7 @@ from secateur.graph.record import trace
 from secateur.graph.rules import RULES, Rule
 from secateur.graph.surgery import apply
 from secateur.run.meet import meet
-from secateur.score.calibrate import calibrate
+from secateur.score.calibrate import calibrate, quiet_eval
 from secateur.score.criteria import by_mean, magnitude, score
 from secateur.train.recovery import History, Recovery
 from secateur.types import Batches, Budget, Criterion, Example, Limits, Plan, Report, Scores, Target
@@ -70,15 +70,21 @@ def prune(
     """Make a smaller model that meets the budget; the given one is left as it was, bit for bit.
 
     Args:
-        model: the dense model. example: what its forward takes; latencies are measured on it.
+        model: the dense model.
+        example: what its forward takes; latencies are measured on it.
         budget: `Budget` of a cost: ``params``, ``macs``, ``nbytes``, or a ``latency`` on a target.
-        criterion: what ranks units. allocation: how much goes where. normalize: makes groups comparable.
-        batches: calibration data, where the criterion needs it. recover: stages that change the cut model's
-            weights.
-        target: measured for the report too (a latency budget's own target always is). seed: of everything
-            drawn.
-        limits: multiples, minimum widths, caps. ignore: globs of what must stay whole. rules: op table.
-        quality: judged before, after the cut, and after every recovery. tell: hears what is being done.
+        criterion: what ranks units.
+        allocation: how much goes where.
+        batches: calibration data, where the criterion needs it.
+        recover: stages that change the cut model's weights.
+        target: measured for the report too (a latency budget's own target always is).
+        seed: of everything drawn.
+        normalize: makes groups comparable.
+        limits: multiples, minimum widths, caps.
+        ignore: globs of what must stay whole.
+        rules: op table.
+        quality: judged before, after the cut, and after every recovery.
+        tell: hears what is being done.
 
     Raises:
         SecateurError: says what was given, what was expected, and what to do.
@@ -90,6 +96,8 @@ def prune(
         >>> result.report.ok, result.model[0].out_features
         (True, 15)
     """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ArgumentError(f"seed must be a whole number in [0, 2**32), got {seed!r}")
     torch.manual_seed(seed)
     np.random.seed(seed)
     steps = [recover] if isinstance(recover, Recovery) else list(recover or ())
@@ -101,11 +109,10 @@ def prune(
     tell("allocating")
     made = {"seed": seed, "model_sha256": before, "versions": environment()["versions"]}
     plan = meet(model, scores, budget, allocation, limits or Limits(), made, tell)
-    small, stages = _carry_out(model, plan, steps, quality, tell)
+    small, stages = _carry_out(model, plan, steps, quality, tell, before)
     tell("verifying and measuring")
     report = report_of(model, small, plan, groups, example, budget, target, stages)
-    if model_hash(model) != before:
-        raise DataError("the dense model changed while it was pruned: a recovery or the quality function wrote to it")
+    _check_unchanged(model, before, "measuring it, or its own forward,")
     return Result(small, plan, report, tuple(stages))
 
 
@@ -123,20 +130,33 @@ def _carry_out(
     steps: Sequence[Recovery],
     quality: Quality | None,
     tell: Callable[[str], None],
+    before: str,
 ) -> tuple[nn.Module, list[Stage]]:
     """Cut, then recover stage by stage, judging each."""
-    judge = quality or (lambda _: {})
-    stages = [Stage("dense", _figures(judge(model)), 0.0)]
+
+    def judge(net: nn.Module) -> dict[str, Figure]:
+        with quiet_eval(net):
+            return {} if quality is None else _figures(quality(net))
+
+    stages = [Stage("dense", judge(model), 0.0)]
+    _check_unchanged(model, before, "the quality function")
     start = time.perf_counter()
     small = apply(plan, model)
-    stages.append(Stage("after cut", _figures(judge(small)), time.perf_counter() - start))
+    seconds = time.perf_counter() - start
+    stages.append(Stage("after cut", judge(small), seconds))
     for step in steps:
         tell(step.name)
         start = time.perf_counter()
         history = step.run(small, model, plan)
         seconds = time.perf_counter() - start
-        stages.append(Stage(f"after {step.name}", _figures(judge(small)), seconds, history))
+        _check_unchanged(model, before, f"the recovery {step.name!r}")
+        stages.append(Stage(f"after {step.name}", judge(small), seconds, history))
     return small, stages
+
+
+def _check_unchanged(model: nn.Module, before: str, who: str) -> None:
+    if model_hash(model) != before:
+        raise DataError(f"the dense model changed while it was pruned: {who} wrote to it")
 
 
 def _figures(given: Mapping[str, Figure | float]) -> dict[str, Figure]:

@@ -26,9 +26,13 @@ def save(
     """Write the checkpoint folder: weights, plan, ``report.json`` and ``report.html``, all of it or nothing.
 
     Args:
-        folder: new or empty, unless ``overwrite``. model, plan, report: from `sc.prune`.
-        factory: ``module:name`` that builds the uncut model, kept as a hint. carry: entries kept when
-            overwriting.
+        folder: new or empty, unless ``overwrite``.
+        model: the cut model, from `sc.prune` or `sc.apply`.
+        plan: what cut it.
+        report: the evidence, if there is any.
+        factory: ``module:name`` that builds the uncut model, kept as a hint.
+        overwrite: replace a folder that is in use; it stays whole until the new one is complete.
+        carry: names of entries that the new folder has from the one that is overwritten.
         extra: writes more files into the folder before it appears.
 
     Raises:

@@ -38,7 +38,7 @@ def score(model: nn.Module, groups: Groups, criterion: Criterion, stats: Any = N
         raise DataError(
             f"criterion {criterion.name} needs calibration data: stats = sc.calibrate(model, batches, criterion)"
         )
-    return Scores(groups, {g.name: criterion.score(model, g, stats) for g in groups}, criterion.name)
+    return Scores(groups, {g.name: criterion.score(model, g, stats) for g in groups}, criterion.name, stats=stats)
 
 
 def _rows(model: nn.Module, s: Slice) -> Tensor:
@@ -271,4 +271,4 @@ def _scaled(scores: Scores, how: str, size: Any) -> Scores:
     for name, v in scores.values.items():
         by = size(v, name)
         values[name] = v / by if by > 0 else v
-    return Scores(scores.groups, values, scores.criterion, how)
+    return Scores(scores.groups, values, scores.criterion, how, scores.stats)

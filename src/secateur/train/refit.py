@@ -28,7 +28,9 @@ def refit(batches: Batches, damping: float = 1e-2) -> Recovery:
     def run(small: nn.Module, dense: nn.Module, plan: Plan) -> History:
         start = time.perf_counter()
         with progress("refit", 1) as tell:
-            errors = refit_(small, dense, plan, data, damping, progress=lambda i, n: tell(1 if i == n else 0, f"{i}/{n} layers"))
+            errors = refit_(
+                small, dense, plan, data, damping, progress=lambda i, n: tell(1 if i == n else 0, f"{i}/{n} layers")
+            )
         before = [b for b, _ in errors.values()]
         after = [a for _, a in errors.values()]
         words = f"relative error of {len(errors)} layers {_mean(before):.4f} -> {_mean(after):.4f}"

@@ -21,6 +21,9 @@ def attention(axes: Axes, call: Call) -> list[list[Axis]]:
     axes.tie(k[1], v[1])
     axes.tie(q[3], k[3])
     axes.tie(k[2], v[2])
+    axes.pin("is run along by the softmax of attention", k[2])
+    if call.args.get("is_causal"):
+        axes.pin("is run along by the softmax of attention", q[2])
     axes.label(q[1], "head")
     axes.label(q[3], "head_dim")
     axes.label(v[3], "head_dim")

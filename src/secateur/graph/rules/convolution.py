@@ -19,11 +19,11 @@ def convolution(axes: Axes, call: Call) -> list[Axis]:
     x, w, groups = call["input"], call["weight"], call["groups"]
     channels, taps = axes[x][1], axes[w][2:]
     axes.pin("is a kernel tap", *taps)
+    axes.pin("is space that a kernel runs along", *axes[x][2:])
     if groups == 1:
         out = _dense(axes, call, channels)
     elif call["transposed"]:
-        axes.pin("feeds a grouped transposed convolution", channels, *axes[w][:2])
-        out = None
+        out = _grouped_transposed(axes, call, channels)
     else:
         out = _grouped(axes, call, channels)
     axes.label(out, "channel")
@@ -77,9 +77,31 @@ def _grouped(axes: Axes, call: Call, channels: Axis) -> Axis:
             axes.inputs.append(inner)
     multiplier = len(out) // g
     axes.tie(out if multiplier == 1 else axes.split(out, [g, multiplier])[0], rows)
-    tagged = [s for s in call.sizes if isinstance(s, Size) and int(s) == g]
-    axes.expect(tagged[-1] if tagged else g, rows, call)
+    _expect_groups(axes, call, rows)
     return out
+
+
+def _grouped_transposed(axes: Axes, call: Call, channels: Axis) -> Axis:
+    """Weights (Ci, Co / g): the output channels are the (g, Co / g) rectangle of groups and weight columns."""
+    x, w, g = call["input"], call["weight"], call["groups"]
+    inner, columns = axes[w][:2]
+    axes.tie(channels, inner, "feeds a grouped transposed convolution")
+    if channels is None or columns is None:
+        axes.pin("feeds a grouped transposed convolution whose input is not tracked", columns)
+        return None
+    if len(columns) == 1:
+        axes.pin("is the only channel of its group", columns)
+    rows = axes.split(channels, [g, len(channels) // g])[0] if g < x.shape[1] else channels
+    if rows is None:
+        axes.pin("feeds a grouped convolution that cannot be told apart", channels, columns)
+        return None
+    _expect_groups(axes, call, rows)
+    return rows if len(columns) == 1 else axes.merge([rows, columns], [g, len(columns)])
+
+
+def _expect_groups(axes: Axes, call: Call, rows: Axis) -> None:
+    tagged = [s for s in call.sizes if isinstance(s, Size) and int(s) == call["groups"]]
+    axes.expect(tagged[-1] if tagged else call["groups"], rows, call)
 
 
 def unpack(axes: Axes, call: Call) -> list[Axis]:

@@ -44,6 +44,9 @@ def _take(axes: Axes, call: Call, source: Value, given: list[Value | None]) -> l
         if axis is not None and by.ndim == 1 and name in axes.graph.constants:
             taken = axis[axes.graph.constants[name] % len(axis)]
             axes.tie(axes[by][0], taken)
+            for earlier in axes.renumbered:
+                if earlier.buffer == name:  # its numbers can follow one cut only
+                    axes.tie(earlier.ids, axis, "is indexed by a buffer that also indexes another axis")
             axes.renumbered.append(Renumbered(name, axis))
             return [*ids[:d], taken, *ids[d + 1 :]]
     axes.pin("is indexed by numbers that are computed", *[ids[d] for d in used])
@@ -58,7 +61,8 @@ def _take(axes: Axes, call: Call, source: Value, given: list[Value | None]) -> l
 
 def gather(axes: Axes, call: Call) -> list[Axis]:
     """Everything it touches stays."""
-    axes.pin("is gathered by numbers that are computed", *axes[call["self"]], *axes[call["index"]])
+    for v in call.tensors():
+        axes.pin("is gathered or scattered by numbers that are computed", *axes[v])
     return [None] * call.out.ndim
 
 
@@ -66,5 +70,5 @@ RULES = table(
     ("embedding", embedding),
     ("index _unsafe_index", index),
     ("index_select", index_select),
-    ("gather scatter scatter_ scatter_add index_put index_put_ take_along_dim", gather),
+    ("gather scatter scatter_ scatter_add scatter_add_ index_put index_put_ index_add index_copy take_along_dim", gather),
 )

@@ -18,6 +18,13 @@ def same(axes: Axes, call: Call) -> list[Axis]:
     return axes[next(call.tensors())]
 
 
+def triangle(axes: Axes, call: Call) -> list[Axis]:
+    """Which entries remain depends on where they stand: both dims stay."""
+    ids = axes[call["self"]]
+    axes.pin(f"is cut to a triangle by {call.op.split('::')[1]}", *ids[-2:])
+    return ids
+
+
 def same_all(axes: Axes, call: Call) -> list[list[Axis]]:
     """Several outputs, each with the first operand's axes (dropout and its mask)."""
     first = next(call.tensors())
@@ -52,12 +59,13 @@ def untracked(axes: Axes, call: Call) -> list[list[Axis]]:
 RULES = table(
     (
         "detach clone alias _to_copy contiguous lift lift_fresh lift_fresh_copy dropout empty_like zeros_like ones_like "
-        "full_like rand_like randn_like tril triu bernoulli bernoulli_ fill fill_ zero_ _conj conj masked_fill_ to "
+        "full_like rand_like randn_like bernoulli bernoulli_ fill fill_ zero_ _conj conj to "
         "hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ relu6 leaky_relu_ silu_ relu_ elu_ celu "
         "dequantize",
         same,
     ),
-    ("_prelu_kernel prelu where masked_fill lerp addcmul addcdiv", elementwise),
+    ("_prelu_kernel prelu where masked_fill masked_fill_ lerp addcmul addcdiv", elementwise),
+    ("tril tril_ triu triu_", triangle),
     ("native_dropout", same_all),
     ("copy_ copy", copy),
     ("zeros ones full empty new_zeros new_ones new_full new_empty", constant),

@@ -34,8 +34,9 @@ def along(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
 
 def _spatial(k: int) -> object:
     def rule(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
-        source = next(call.tensors())
+        source, *others = call.tensors()
         ids = axes[source]
+        axes.pin("says where to sample", *[a for v in others for a in axes[v]])
         axes.pin("is space that is pooled or resampled", *ids[-k:])
         left: list[Axis] = [*ids[:-k], *[None] * k]
         return left if len(call.outs) == 1 else [list(left) for _ in call.outs]

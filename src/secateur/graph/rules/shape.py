@@ -10,12 +10,15 @@ from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call, reads_extent
 from secateur.graph.rules._table import dims_of, table
 from secateur.graph.sizes import Size, expression
+from secateur.types import Ints
 
 
 def view(axes: Axes, call: Call) -> list[Axis]:
     """Blocks of dims with equal products correspond; within a block the axes are merged, then split."""
     source, into = call["self"].shape, call.out.shape
     ids, out = axes[call["self"]], []
+    if "dtype" in call.args or math.prod(source) != math.prod(into):
+        raise ValueError("bits are read as another type")
     if 0 in source:
         return [None] * len(into)
     i = j = 0
@@ -183,17 +186,30 @@ def slice_(axes: Axes, call: Call) -> list[Axis]:
     ids[d] = axis[start : end : call["step"]]
     if call["step"] != 1:
         axes.pin("is sliced with a step", axis)
-    tagged = [s for s in call.sizes if isinstance(s, Size)]
-    for cut in {start, end} - {0, n}:
-        hits = [s for s in tagged if int(s) in (cut, cut - n)]
-        if hits and 2 * cut == n and reads_extent(expression(hits[0])):
-            axes.tie(axis[:cut], axis[cut:])  # x[..., : x.shape[-1] // 2]
-        elif hits and int(hits[0]) > 0:
-            axes.expect(hits[0], axis[:cut], call)
-        else:
+    for cut in {start, end} - {0}:
+        _bound(axes, call, axis, cut)
+    return ids
+
+
+def _bound(axes: Axes, call: Call, axis: Ints, cut: int) -> None:
+    """One end of a slice: a size that follows the positions before it, or one that may not change."""
+    n = len(axis)
+    tagged = {expression(s): s for s in call.sizes if isinstance(s, Size) and int(s) in (cut, cut - n)}
+    sizes = list(tagged.values())
+    if len(sizes) > 1:
+        axes.pin("is sliced at a position that two sizes in the code could mean", axis)
+    elif not sizes:
+        if cut < n:
             counted_back = any(int(k) == cut - n for k in call.sizes)
             axes.pin("is sliced at a literal position", axis if counted_back else axis[:cut])
-    return ids
+    elif int(sizes[0]) < 0:
+        axes.pin("is sliced at a position counted from the end", axis)
+    elif not axes.follows(sizes[0]):
+        axes.pin("is sliced at the size of an input", axis)
+    else:
+        if 2 * cut == n and reads_extent(expression(sizes[0])):
+            axes.tie(axis[:cut], axis[cut:])  # x[..., : x.shape[-1] // 2]
+        axes.expect(sizes[0], axis[:cut], call)
 
 
 def select(axes: Axes, call: Call) -> list[Axis]:
@@ -229,7 +245,12 @@ def roll(axes: Axes, call: Call) -> list[Axis]:
         axis = ids[d]
         if axis is not None:
             k = shift % len(axis)
-            axes.pin("wraps round in a roll by a literal shift", axis[len(axis) - k :] if k else None)
+            if abs(shift) >= len(axis):
+                axes.pin("is rolled by more than its length", axis)
+            elif shift < 0:
+                axes.pin("wraps round in a roll by a literal shift", axis[:-shift])
+            elif shift > 0:
+                axes.pin("wraps round in a roll by a literal shift", axis[-shift:])
             ids[d] = np.roll(axis, k)
     return ids
 

@@ -1,0 +1,150 @@
+"""Fashion-MNIST, and the network that is trained on it once a seed and kept.
+
+The images are those of Debian's dataset-fashion-mnist; ``SECATEUR_FASHION_MNIST`` names another folder that holds the
+four files. Training images are split once: 58,000 to train on and 2,000 to choose settings by. The 10,000 test images
+are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import _models
+import numpy as np
+import torch
+from _rows import CACHE, quick
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.export.atomic import write_bytes
+
+MEAN, DEVIATION = 0.2860, 0.3530
+HELD_OUT = 2_000
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images, (n, 1, 28, 28) float32 normalised, and their classes, (n,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+
+def load(split: str) -> Images:
+    """The 60,000 images of ``train`` or the 10,000 of ``t10k``.
+
+    Raises:
+        FileNotFoundError: the files are not there; says where to get them.
+    """
+    folder = Path(os.environ.get("SECATEUR_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{folder} is missing: apt-get install dataset-fashion-mnist, or let SECATEUR_FASHION_MNIST name a folder "
+            "with its four .gz files"
+        )
+    pixels = np.frombuffer(gzip.decompress((folder / f"{split}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+    classes = np.frombuffer(gzip.decompress((folder / f"{split}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    x = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy()).float().div_(255).sub_(MEAN).div_(DEVIATION)
+    return Images(x, torch.from_numpy(classes.astype(np.int64)))
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What the network learns from, what settings are chosen by, and what is reported on."""
+
+    train: Images
+    held_out: Images
+    test: Images
+
+
+def data() -> Data:
+    """All of it; a small part in a smoke run."""
+    train, test = load("train"), load("t10k")
+    if quick():
+        train, test = Images(train.x[-2_500:], train.y[-2_500:]), Images(test.x[:500], test.y[:500])
+    n = len(train.x) - HELD_OUT
+    return Data(Images(train.x[:n], train.y[:n]), Images(train.x[n:], train.y[n:]), test)
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to two pixels each way, half of them mirrored."""
+    n, size = len(x), x.shape[-1]
+    padded = F.pad(x, (2, 2, 2, 2), value=-MEAN / DEVIATION)
+    down, right = (torch.randint(0, 5, (n, 1), generator=generator) for _ in range(2))
+    rows, columns = down + torch.arange(size), right + torch.arange(size)
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+
+
+def epochs_of(images: Images, batch: int, seed: int) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    """``epoch -> its augmented batches``: the same draw for the same seed and epoch."""
+
+    def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(1_000 * seed + number)
+        order = torch.randperm(len(images.x), generator=generator)
+        for k in range(len(order) // batch):
+            at = order[k * batch : (k + 1) * batch]
+            yield augment(images.x[at], generator).contiguous(memory_format=torch.channels_last), images.y[at]
+
+    return epoch
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Images) -> float:
+    """Percent."""
+    model.eval()
+    found = torch.cat([model(x).argmax(1) for x in images.x.split(1_000)])
+    return 100 * float((found == images.y).float().mean())
+
+
+def train_(model: nn.Module, images: Images, seed: int, epochs: int = 8, batch: int = 128, rate: float = 0.2) -> None:
+    """SGD with Nesterov momentum, one cycle of the learning rate, smoothed labels and light augmentation."""
+    model.to(memory_format=torch.channels_last).train()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    parts = [{"params": matrices, "weight_decay": 5e-4}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(parts, lr=rate, momentum=0.9, nesterov=True)
+    steps = epochs * (len(images.x) // batch)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.25, final_div_factor=1_000
+    )
+    epoch = epochs_of(images, batch, seed)
+    for number in range(epochs):
+        for x, y in epoch(number):
+            loss = F.cross_entropy(model(x), y, label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            cycle.step()
+    model.eval()
+
+
+def dense(seed: int, given: Data) -> tuple[nn.Module, float]:
+    """The trained network of a seed and the seconds that its training took; trained only if it was not kept.
+
+    It is kept in ``.cache/benchmarks``, under a name that changes with this recipe.
+    """
+    recipe = inspect.getsource(train_) + inspect.getsource(augment) + inspect.getsource(_models.cnn)
+    name = hashlib.sha256(f"{recipe} {seed} {len(given.train.x)}".encode()).hexdigest()[:12]
+    path = CACHE / "fashion_mnist" / f"seed{seed}-{name}.safetensors"
+    torch.manual_seed(seed)
+    model, _ = _models.cnn()
+    if not path.exists():
+        start = time.perf_counter()
+        train_(model, given.train, seed, epochs=1 if quick() else 8)
+        state = {k: v.contiguous() for k, v in model.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, save({**state, "_seconds": torch.tensor(time.perf_counter() - start)}))
+    state = load_file(path)
+    seconds = float(state.pop("_seconds"))
+    model.load_state_dict(state)
+    return model.eval(), seconds
