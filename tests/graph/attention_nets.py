@@ -93,7 +93,10 @@ class Repairable(nn.Module):
 
 
 class Queries(nn.Module):
-    """Grouped queries: keys and values are expanded to the number of query heads."""
+    """Grouped queries: keys and values are expanded to the number of query heads.
+
+    ``stale``: nothing in the code says how many key heads there are, so an attribute that does cannot follow.
+    """
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -112,7 +115,8 @@ class Queries(nn.Module):
         x = self.embed(x)
         b, t, _ = x.shape
         q = self.q(x).view(b, t, self.heads, self.dim).transpose(1, 2)
-        k, v = (p(x).view(b, t, -1, self.dim).transpose(1, 2) for p in (self.k, self.v))
+        few = -1 if self.how == "stale" else self.shared
+        k, v = (p(x).view(b, t, few, self.dim).transpose(1, 2) for p in (self.k, self.v))
         if self.how == "kernel":
             y = F.scaled_dot_product_attention(q, k, v, scale=0.5, enable_gqa=True)
         else:
@@ -316,7 +320,7 @@ CASES: dict[str, Case] = {
     "fused_by_split": Case(FusedBySplit, seq, {}),
     "repairable": Case(lambda: Repairable(False), seq, {}),
     "repairable_scaled": Case(lambda: Repairable(True), seq, {}),
-    **{f"queries_{how}": Case(lambda how=how: Queries(how), seq, {}) for how in ("expand", "repeat", "kernel")},
+    **{f"queries_{how}": Case(lambda how=how: Queries(how), seq, {}) for how in ("expand", "repeat", "kernel", "stale")},
     "rotary": Case(Rotary, seq, {}),
     "biased": Case(Biased, seq, {}),
     "per_head_norm": Case(PerHeadNorm, seq, {}),

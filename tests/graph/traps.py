@@ -74,7 +74,7 @@ def two_bounds(s: Any, x: Tensor) -> Tensor:
 
 
 def whole_slice(s: Any, x: Tensor) -> Tensor:
-    h = s.a(x).view(x.shape[0], s.heads, 2)
+    h = s.a(x).view(x.shape[0], s.heads, 4)
     return s.out(h[:, : s.heads].flatten(1))
 
 
@@ -159,7 +159,7 @@ CASES: dict[str, Case] = {
     "in_turn": Case(net(in_turn, heads=4), vec, {}),
     "runs": Case(net(runs, width=4), vec, {}),
     "two_bounds": Case(net(two_bounds, time=4, kept=4), seq, {}),
-    "whole_slice": Case(net(whole_slice, heads=4), vec, {}),
+    "whole_slice": Case(net(whole_slice, heads=2), vec, {}),
     "complex_pairs": Case(net(complex_pairs, turn=torch.polar(torch.ones(4), torch.arange(4.0))), vec, {}),
     "checked": Case(net(checked, width=8), vec, {}),
     "by_width": Case(net(by_width), vec, {}),

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
 
 from secateur.errors import DataError
 from secateur.types import Floats
@@ -112,6 +111,8 @@ def spearman(scores: npt.ArrayLike, human: npt.ArrayLike, *, seed: int = 0, resa
         >>> round(spearman([0.1, 0.4, 0.2, 0.9], [1, 3, 2, 4], resamples=50).value, 6)
         1.0
     """
+    from scipy import stats  # slow to import
+
     x, y = _vector("spearman: scores", scores), _vector("spearman: human", human)
     n = len(x)
     if len(y) != n or n < 3:
@@ -189,6 +190,8 @@ def logit_kl(
         0.0
     """
     x, y = _pair("logit_kl", logits_dense, logits_small)
+    from scipy import special  # slow to import
+
     log_p, log_q = special.log_softmax(x, axis=1), special.log_softmax(y, axis=1)
     each = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return _mean_figure(np.maximum(each, 0.0), seed, resamples)  # rounding can give -1e-17
@@ -287,6 +290,8 @@ def _mean_figure(each: Floats, seed: int, resamples: int) -> Figure:
 
 
 def _wilson(hits: int, n: int) -> Figure:
+    from scipy import stats  # slow to import
+
     interval = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
     return Figure(hits / n, float(interval.low), float(interval.high), n)
 

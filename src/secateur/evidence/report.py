@@ -18,7 +18,6 @@ from rich.text import Text
 
 from secateur.errors import FormatError
 from secateur.evidence import words
-from secateur.evidence.page import render
 from secateur.evidence.schema import VERSION, check, report_schema
 from secateur.types import Report, Row
 
@@ -83,6 +82,8 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
         FormatError: the sections are not what the schema expects (nothing is written then).
         OSError: the folder cannot be written.
     """
+    from secateur.evidence.page import render  # its charts need matplotlib, which is slow to import
+
     data = to_json(report)
     page = render(from_json(data))
     target = Path(folder)

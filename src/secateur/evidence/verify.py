@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from secateur.errors import PlanError
 from secateur.graph.surgery import apply, masked
 from secateur.types import Example, Plan, Report, Row, run, tensors_of
 
@@ -46,10 +45,10 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
     """
     double, inputs = _perturbed(model), _as_double(example)
     cut = apply(plan, double)
-    error, finite = _difference(masked(plan, double), cut, inputs)
+    error, finite, problem = _difference(masked(plan, double), cut, inputs)
     shapes = _same_shapes(model, plan, small)
     rows = [
-        Row("masked against shrunk, float64", "relative", pruned=error, asked=tolerance, ok=error <= tolerance),
+        _exact("masked against shrunk, float64", error, tolerance, problem),
         _control(plan, double, cut, inputs, tolerance),
         shapes,
         _same_order(plan, apply(plan, model), small) if shapes.ok else _unknown("order follows the plan"),
@@ -105,13 +104,17 @@ def _as_double(example: Example) -> Example:
     return {k: one(v) for k, v in example.items()}
 
 
-def _difference(a: nn.Module, b: nn.Module, example: Example) -> tuple[float, bool]:
-    """Largest difference over the largest output, and whether all outputs are finite."""
+def _difference(a: nn.Module, b: nn.Module, example: Example) -> tuple[float, bool, str]:
+    """Largest difference over the largest output, whether all outputs are finite, and why ``b`` does not run."""
     with torch.inference_mode(), _AllDouble():
-        left, right = tensors_of(run(a, example)), tensors_of(run(b, example))
-    worst, finite = 0.0, True
+        left = tensors_of(run(a, example))
+        try:
+            right = tensors_of(run(b, example))
+        except Exception as problem:  # a wrong cut may raise anything
+            return float("inf"), True, f"it does not run: {problem}"[:200]
     if len(left) != len(right):
-        raise PlanError(f"the masked model returns {len(left)} tensors, the shrunk one {len(right)}")
+        return float("inf"), True, f"it returns {len(right)} tensors, not {len(left)}"
+    worst, finite = 0.0, True
     for x, y in zip(left, right, strict=True):
         if x.shape != y.shape:
             continue  # inner state of a cut width, such as a cache
@@ -119,7 +122,11 @@ def _difference(a: nn.Module, b: nn.Module, example: Example) -> tuple[float, bo
             finite = finite and bool(torch.isfinite(x).all() and torch.isfinite(y).all())
             difference = float((x - y).abs().max()) / max(float(x.abs().max()), 1e-300)
             worst = max(worst, difference if np.isfinite(difference) else float("inf"))
-    return worst, finite
+    return worst, finite, ""
+
+
+def _exact(what: str, error: float, tolerance: float, note: str) -> Row:
+    return Row(what, "relative", pruned=error, asked=tolerance, ok=error <= tolerance, note=note)
 
 
 def _control(plan: Plan, double: nn.Module, cut: nn.Module, inputs: Example, tolerance: float) -> Row:
@@ -183,8 +190,5 @@ def _same_code(cut: nn.Module, small: nn.Module, inputs: Example, tolerance: flo
         for name, planned in _state(cut).items():
             if planned.dtype.is_floating_point:
                 mine[name].copy_(planned)
-    try:
-        error = _difference(cut, twin, inputs)[0]
-    except Exception as problem:
-        return Row("shrunk computes as planned", "relative", ok=False, note=f"it does not run: {problem}"[:200])
-    return Row("shrunk computes as planned", "relative", pruned=error, asked=tolerance, ok=error <= tolerance)
+    error, _, problem = _difference(cut, twin, inputs)
+    return _exact("shrunk computes as planned", error, tolerance, problem)

@@ -88,7 +88,7 @@ def load_plan(folder: Path | str) -> Plan:
         raw = (path / "plan.safetensors").read_bytes()
         if hashlib.sha256(raw).hexdigest() != header["masks_sha256"]:
             raise FormatError(f"{path / 'plan.safetensors'} is damaged or belongs to another plan: its hash differs")
-        masks = {k: np.asarray(t.numpy(), bool) for k, t in load_tensors(raw).items()}
+        masks = {k: np.asarray(t.numpy(), bool) for k, t in sorted(load_tensors(raw).items())}
         axes = {}
         for key, mask in masks.items():
             kind, _, rest = key.partition("/")

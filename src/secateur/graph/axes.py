@@ -24,6 +24,7 @@ Axis: TypeAlias = Ints | None
 """The ids along one dimension; None: not tracked, never cut."""
 
 NOWHERE = Place("", "?", 0)
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 NOTHING: Ints = np.zeros(0, np.int64)
 
 
@@ -130,7 +131,7 @@ class Axes:
 
     def expect(self, size: int | None, axis: Axis, call: Call) -> None:
         """The int in the code must be the number of positions kept."""
-        if axis is None or size is None or size == -1:
+        if axis is None or size is None or int(size) == -1:
             return
         if isinstance(size, Size):
             self.followed.add(expression(size))
@@ -143,16 +144,25 @@ class Axes:
         if not isinstance(size, Size) or size.source in self.followed:
             return
         self.followed.add(size.source)
-        if self.follows(size):
+        if self.may_follow(size):
             self.expected.append(Expected(size.source, NOTHING, call.place, call.api, int(size)))
 
-    def follows(self, size: Size) -> bool:
-        """Whether a size can change with a cut: it reads an attribute or an axis that is tracked."""
-        return any(isinstance(leaf, Attribute) or self._tracked(leaf) for leaf in leaves(size.source))
+    def follows(self, leaf: Attribute | Extent) -> bool:
+        """Whether what an expression reads can change with a cut."""
+        return isinstance(leaf, Attribute) or self.ids_of(leaf) is not None
 
-    def _tracked(self, leaf: Extent) -> bool:
-        ids = self.ids.get(leaf.value)
-        return ids is not None and ids[leaf.dim] is not None
+    def may_follow(self, size: Size) -> bool:
+        """Whether a size in the code can change with a cut."""
+        return any(self.follows(leaf) for leaf in leaves(size.source))
+
+    def ids_of(self, source: Expression) -> Axis:
+        """The ids behind the size of a tensor; None for any other expression."""
+        known = self.ids.get(source.value) if isinstance(source, Extent) else None
+        return None if known is None or not isinstance(source, Extent) else known[source.dim]
+
+    def read(self, leaf: Attribute | Extent) -> int:
+        """The value before any cut."""
+        return self.graph.attributes[leaf] if isinstance(leaf, Attribute) else self.graph.shapes[leaf.value][leaf.dim]
 
     def merge(self, axes: Sequence[Axis], sizes: Sequence[int]) -> Axis:
         """Ids of the flattened block of dims."""

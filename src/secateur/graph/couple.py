@@ -17,6 +17,7 @@ from secateur.graph.pins import pin_branches, pin_ignored, pin_numbered, pin_num
 from secateur.graph.record import Call, Graph
 from secateur.graph.repair import Repairs
 from secateur.graph.rules import RULES, Rule
+from secateur.graph.shells import no_garbage_collection
 from secateur.graph.sizes import Attribute
 from secateur.graph.zeros import Zeros
 from secateur.types import Bools, Frozen, Group, Ints, Keep
@@ -130,6 +131,7 @@ class Groups:
         return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
+@no_garbage_collection()
 def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str] = ()) -> Groups:
     """Find the units: the smallest sets of positions that can be removed together.
 

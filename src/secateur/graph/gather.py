@@ -64,10 +64,11 @@ def gather(axes: Axes, solution: Solution) -> list[tuple[Group, tuple[Ints, ...]
     return made
 
 
-def _compact(roots: list[Ints]) -> tuple[Ints, ...]:
-    if all(len(r) == 1 for r in roots):
-        return (np.concatenate(roots),)
-    return tuple(roots)
+def _compact(roots: Ints | list[Ints]) -> tuple[Ints, ...]:
+    """One vector where every unit is a single root, else one vector a unit."""
+    if isinstance(roots, np.ndarray):
+        return (roots,)
+    return (np.concatenate(roots),) if all(len(r) == 1 for r in roots) else tuple(roots)
 
 
 def _input_ids(axes: Axes) -> set[int]:
@@ -85,9 +86,9 @@ def _labels(axes: Axes, solution: Solution) -> dict[int, str]:
     return out
 
 
-def _named(slices: tuple[Slice, ...], roots: list[Ints], labels: dict[int, str], taken: set[str]) -> Group:
+def _named(slices: tuple[Slice, ...], roots: Ints | list[Ints], labels: dict[int, str], taken: set[str]) -> Group:
     rank = ("embedding", "neuron", "channel", "width", "head_dim", "head")
-    kinds = [labels[int(r)] for r in roots[0] if int(r) in labels]
+    kinds = [labels[int(r)] for r in np.atleast_1d(roots[0]) if int(r) in labels]
     kind = max(kinds, key=rank.index) if kinds else "neuron"
     makers = [s for s in slices if s.role == "out"] or list(slices)
     weights = [s for s in makers if s.name.endswith("weight")] or makers
@@ -100,7 +101,7 @@ def _named(slices: tuple[Slice, ...], roots: list[Ints], labels: dict[int, str],
 
 def _plain_groups(
     keys: list[tuple[str, int]], which: Ints, where: Ints, root: Ints, signature: Ints
-) -> list[tuple[list[Ints], list[tuple[int, Ints]]]]:
+) -> list[tuple[Ints | list[Ints], list[tuple[int, Ints]]]]:
     """Units of one root each, vectorised."""
     out = []
     if not len(root):
@@ -112,17 +113,17 @@ def _plain_groups(
     order = np.lexsort((where, which, family_of[root]))
     which, where, root = which[order], where[order], root[order]
     cuts = np.nonzero(np.diff(family_of[root]))[0] + 1
+    rank = np.empty(len(family_of), np.int64)
     for ks, ps, rs in zip(np.split(which, cuts), np.split(where, cuts), np.split(root, cuts), strict=True):
         members, first = np.unique(rs, return_index=True)
         members = members[np.argsort(first, kind="stable")]  # by first position in the first axis
-        rank = np.full(int(members.max()) + 1, -1)
         rank[members] = np.arange(len(members))
         parts = []
         inner = np.nonzero(np.diff(ks))[0] + 1
         for k, p, r in zip(np.split(ks, inner), np.split(ps, inner), np.split(rs, inner), strict=True):
             by_unit = np.argsort(rank[r], kind="stable")
             parts.append((int(k[0]), p[by_unit].reshape(len(members), -1)))
-        out.append(([np.array([m]) for m in members], parts))
+        out.append((members, parts))
     return out
 
 
@@ -146,7 +147,8 @@ def _celled_groups(
     defined[solution.cells[:, 0]] = True
     for closure in solution.closures:
         lo, hi = np.searchsorted(root, closure), np.searchsorted(root, closure, side="right")
-        at = np.concatenate([np.arange(a, b) for a, b in zip(lo, hi, strict=True)])
+        count = hi - lo
+        at = np.repeat(lo - np.cumsum(count) + count, count) + np.arange(count.sum())
         if not len(at):
             continue
         atoms = closure[~defined[closure]]  # rows and columns cut the same axes: told apart by where they were born

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
-from secateur.graph.axes import Axes
+from secateur.graph.axes import COMPARISONS, NOTHING, Axes, Expected
 from secateur.graph.record import Call, Graph, Place
-from secateur.graph.sizes import Extent, leaves
+from secateur.graph.sizes import Arithmetic, Extent, evaluate, leaves
 
 _READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "secateur::read")
 
@@ -15,12 +15,29 @@ _TAKES = ("aten::index", "aten::_unsafe_index", "aten::index_select")
 
 
 def pin_numbers(axes: Axes) -> None:
-    """A size that became a number in arithmetic may not change."""
+    """A size that became a number in arithmetic may not change; one that was compared must compare the same."""
     for source, place in axes.graph.escapes:
         axes.place = place
+        if isinstance(source, Arithmetic) and source.op.strip("_") in COMPARISONS:
+            _hold(axes, source, place)
+            continue
         for leaf in leaves(source):
             if isinstance(leaf, Extent) and leaf.value in axes.ids:
                 axes.pin("its size becomes a number in arithmetic", axes.ids[leaf.value][leaf.dim])
+
+
+def _hold(axes: Axes, source: Arithmetic, place: Place) -> None:
+    """``x.shape[1] == self.width`` says which size an attribute follows; any other outcome must only stay the same."""
+    if not any(axes.follows(leaf) for leaf in leaves(source)):
+        return
+    outcome = evaluate(source, axes.read)
+    if (source.op == "__eq__") == bool(outcome) and source.op in ("__eq__", "__ne__"):
+        for one, other in ((source.left, source.right), (source.right, source.left)):
+            ids = axes.ids_of(one)
+            if ids is not None:
+                axes.expected.append(Expected(other, ids, place, "a comparison"))
+                return
+    axes.expected.append(Expected(source, NOTHING, place, "a comparison", int(outcome)))
 
 
 def pin_ignored(axes: Axes, ignore: Sequence[str]) -> None:

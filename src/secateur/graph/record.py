@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
-from secateur.graph.shells import call_fake, untouched
+from secateur.graph.shells import call_fake, no_garbage_collection, untouched
 from secateur.graph.sizes import (
     Attribute,
     Expression,
@@ -58,9 +59,14 @@ class Place:
     @property
     def line(self) -> str:
         """``file.py:12``, the file told from its package on."""
-        parts = Path(self.file).parts
-        anchors = [i for i, p in enumerate(parts) if p in ("site-packages", "src")]
-        return f"{'/'.join(parts[anchors[-1] + 1 :] if anchors else parts[-2:])}:{self.number}"
+        return f"{_short(self.file)}:{self.number}"
+
+
+@functools.cache
+def _short(file: str) -> str:
+    parts = Path(file).parts
+    anchors = [i for i, p in enumerate(parts) if p in ("site-packages", "src")]
+    return "/".join(parts[anchors[-1] + 1 :] if anchors else parts[-2:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,7 +373,7 @@ Way: TypeAlias = Callable[[nn.Module, Sequence[Example], _Recorder], list[Value]
 
 def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
     recorder, named = _Recorder(), _named(model)
-    with untouched(model), _watching(model, recorder), torch.no_grad():
+    with no_garbage_collection(), untouched(model), _watching(model, recorder), torch.no_grad():
         outputs = way(model, examples, recorder)
     attributes = {
         leaf
@@ -396,10 +402,11 @@ def trace(model: nn.Module, example: Example, also: Sequence[Example] = ()) -> G
     """Record every ATen call that the model makes on an example; the model is left as it was.
 
     One pass in evaluation mode on fake tensors (no arithmetic, no memory), on real ones where an op has no fake
-    kernel or a branch asks for a value. Time and memory grow with the number of calls, not with the size of the weights.
+    kernel or a branch asks for a value. Time and memory grow with the number of calls, not with the weights.
 
     Args:
-        model: any module. example: what its ``forward`` takes.
+        model: any module.
+        example: what its ``forward`` takes.
         also: further examples (other lengths, masks, batch sizes); what any of them does constrains the cut.
 
     Raises:

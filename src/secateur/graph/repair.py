@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.graph.axes import Axes, Expected
+from secateur.graph.axes import COMPARISONS, Axes, Expected
 from secateur.graph.sizes import Arithmetic, Attribute, Expression, Extent, evaluate, leaves
 from secateur.types import Bools, Ints
 
@@ -70,17 +71,25 @@ class Repairs:
             tuple(reads),
             axis_of,
             {a: tuple(u) for a, u in users.items()},
-            frozenset(a for s, _ in axes.graph.escapes for a in leaves(s) if isinstance(a, Attribute)),
+            frozenset(a for s, _ in axes.graph.escapes for a in leaves(s) if isinstance(a, Attribute) and not _compares(s)),
             fixed,
         )
+
+    @functools.cached_property
+    def _readers(self) -> tuple[Ints, Ints]:
+        """(expected, axis) of every axis that a size follows or reads."""
+        pairs = [(i, j) for i, mine in enumerate(self._reads) for j in (self._own[i], *mine)]
+        found = np.array(pairs, np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
 
     def check(self, removed: Bools) -> tuple[dict[Attribute, int], list[str]]:
         """New values of the attributes for a cut (bool by root), and the sizes that cannot be met."""
         if not len(self._roots):
             return {}, []
         gone = np.add.reduceat(removed[self._roots].astype(np.int64), self._starts)
-        kept, hit = [*(self._lengths - gone).tolist(), 0], [*(gone > 0).tolist(), False]  # the last: no axis
-        touched = {i for i, mine in enumerate(self._reads) if hit[self._own[i]] or any(hit[j] for j in mine)}
+        kept = [*(self._lengths - gone).tolist(), 0]  # the last: no axis
+        of, axis = self._readers
+        touched = set(of[np.append(gone > 0, False)[axis]].tolist())
         new: dict[Attribute, int] = {}
         bad: list[str] = []
 
@@ -106,7 +115,9 @@ class Repairs:
                 got = evaluate(e.source, read)
             except ZeroDivisionError:
                 got = -1
-            if got != count(i):
+            if got != count(i) and _compares(e.source):
+                bad.append(f"{_words(e.source)} would come out otherwise, {_at(e)}")
+            elif got != count(i):
                 bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {count(i)}, {_at(e)}")
         return {a: n for a, n in new.items() if n != self.attributes[a]}, bad
 
@@ -120,13 +131,17 @@ class Repairs:
             bad.append(f"{e.source} is used as a number in arithmetic, {_at(e)}")
 
 
+def _compares(source: Expression) -> bool:
+    return isinstance(source, Arithmetic) and source.op.strip("_") in COMPARISONS
+
+
 def _at(e: Expected) -> str:
     return f"in {e.place.module or 'the model'} at {e.place.line}"
 
 
 def _words(source: Expression) -> str:
     if isinstance(source, Arithmetic):
-        sign = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
+        sign = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%", **COMPARISONS}
         name = source.op.strip("_")
         left, right = _words(source.left), _words(source.right)
         if name not in sign:  # a reflected operator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,18 @@ def call_fake(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
             _known.clear()
         _known[key] = (container, tuple(specs))  # type: ignore[assignment]
     return out
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Much is made here and nothing of it in cycles: searching for them would take as long as the work."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Constant(Exception):

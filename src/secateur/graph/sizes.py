@@ -131,6 +131,9 @@ def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> i
     return read(source)
 
 
+_PLAIN = frozenset((int, float, bool, str, type(None), dict, tuple, list, set, frozenset, bytes))
+
+
 def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(module path, prefix, dict) of every dict that may hold int attributes: the modules' own and their configs'."""
     seen: set[int] = set()
@@ -138,8 +141,9 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
         own = vars(module)
         yield name, "", own
         for key, value in list(own.items()):
-            plain = isinstance(value, (nn.Module, type)) or callable(value) or key.startswith("_")
-            if not plain and hasattr(value, "__dict__") and id(value) not in seen:
+            if type(value) in _PLAIN or key[0] == "_" or not hasattr(value, "__dict__"):
+                continue
+            if not isinstance(value, (nn.Module, type)) and not callable(value) and id(value) not in seen:
                 seen.add(id(value))
                 yield name, f"{key}.", vars(value)
 
@@ -164,7 +168,7 @@ def remembering(model: nn.Module, escape: Callable[[Expression], None]) -> Itera
     finally:
         for holder, key, value in undo:
             holder[key] = value
-        for _, _, holder in _holders(model):  # what the forward pass stored on the way
+        for holder in {id(h): h for h, _, _ in undo}.values():  # what the forward pass stored on the way
             for key, value in list(holder.items()):
                 if type(value) is Size:
                     holder[key] = int(value)

@@ -160,6 +160,8 @@ def _finish(plan: Plan, model: nn.Module) -> None:
             if isinstance(part, kind):
                 for attribute, (parameter, dim) in said.items():
                     tensor = getattr(part, parameter, None)
+                    if tensor is None:
+                        tensor = getattr(part, "running_mean", None)
                     if isinstance(tensor, Tensor) and hasattr(part, attribute):
                         setattr(part, attribute, tensor.shape[dim])
         if isinstance(part, nn.modules.conv._ConvNd):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call, Value
 
@@ -19,30 +17,38 @@ Flags: TypeAlias = list[bool]
 
 _WHY = "is summed over where neither factor is zero after a cut"
 _VIEWS = frozenset(
-    "view _unsafe_view _reshape_alias reshape permute transpose transpose_ t t_ numpy_T adjoint expand unsqueeze unsqueeze_ "
-    "squeeze squeeze_ split split_with_sizes unsafe_split chunk unsafe_chunk unsafe_split_with_sizes slice select unbind "
-    "detach alias view_as_complex view_as_real unfold".split()
+    (
+        "view _unsafe_view _reshape_alias reshape permute transpose transpose_ t t_ numpy_T adjoint expand "
+        "unsqueeze unsqueeze_ squeeze squeeze_ split split_with_sizes unsafe_split chunk unsafe_chunk "
+        "unsafe_split_with_sizes slice select unbind detach alias view_as_complex view_as_real unfold"
+    ).split()
 )
 _KEEPS = _VIEWS | frozenset(
-    "clone _to_copy contiguous lift lift_fresh lift_fresh_copy zeros_like dropout native_dropout relu gelu silu tanh sin "
-    "tan asin atan sinh asinh abs neg sgn sign sqrt square erf expm1 log1p floor ceil round trunc mish elu selu leaky_relu "
-    "hardswish hardshrink softshrink _prelu_kernel prelu relu6 _conj conj real imag flip roll repeat repeat_interleave "
-    "index index_select _unsafe_index sum mean amax amin max min prod var std linalg_vector_norm norm cumsum tril triu "
-    "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d max_pool2d avg_pool2d _adaptive_avg_pool2d "
-    "adaptive_max_pool2d max_pool2d_with_indices max_pool3d avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d "
-    "max_pool3d_with_indices adaptive_avg_pool2d adaptive_avg_pool3d mkldnn_max_pool2d upsample_nearest1d upsample_linear1d "
-    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_nearest3d upsample_trilinear3d reflection_pad1d "
-    "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle "
-    "pixel_unshuffle im2col col2im glu".split()
+    (
+        "clone _to_copy contiguous lift lift_fresh lift_fresh_copy zeros_like dropout native_dropout relu "
+        "gelu silu tanh sin tan asin atan sinh asinh abs neg sgn sign sqrt square erf expm1 log1p floor ceil "
+        "round trunc mish elu selu leaky_relu hardswish hardshrink softshrink _prelu_kernel prelu relu6 _conj "
+        "conj real imag flip roll repeat repeat_interleave index index_select _unsafe_index sum mean amax "
+        "amin max min prod var std linalg_vector_norm norm cumsum tril triu max_pool1d avg_pool1d "
+        "adaptive_avg_pool1d adaptive_max_pool1d max_pool2d avg_pool2d _adaptive_avg_pool2d "
+        "adaptive_max_pool2d max_pool2d_with_indices max_pool3d avg_pool3d _adaptive_avg_pool3d "
+        "adaptive_max_pool3d max_pool3d_with_indices adaptive_avg_pool2d adaptive_avg_pool3d "
+        "mkldnn_max_pool2d upsample_nearest1d upsample_linear1d upsample_nearest2d upsample_bilinear2d "
+        "upsample_bicubic2d upsample_nearest3d upsample_trilinear3d reflection_pad1d reflection_pad2d "
+        "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
+        "im2col col2im glu"
+    ).split()
 )
-_SUMS = frozenset("add sub rsub lerp where maximum minimum copy copy_".split())
-_PRODUCTS = frozenset("mul logical_and bitwise_and div true_divide".split())
+_SUMS = frozenset(("add sub rsub lerp where maximum minimum copy copy_").split())
+_PRODUCTS = frozenset(["mul", "logical_and", "bitwise_and", "div", "true_divide"])
 _CHANNEL_NORMS = frozenset(
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
-    "_batch_norm_no_update _batch_norm_with_update native_group_norm".split()
+    (
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
+        "_batch_norm_no_update _batch_norm_with_update native_group_norm"
+    ).split()
 )
-_LAYER_NORMS = frozenset("native_layer_norm _fused_rms_norm rms_norm".split())
-_WEIGHTED = frozenset("linear convolution _convolution cudnn_convolution mkldnn_convolution conv2d".split())
+_LAYER_NORMS = frozenset(["native_layer_norm", "_fused_rms_norm", "rms_norm"])
+_WEIGHTED = frozenset(("linear convolution _convolution cudnn_convolution mkldnn_convolution conv2d").split())
 
 
 class Zeros:
@@ -91,7 +97,7 @@ class Zeros:
             return _CONTRACTIONS[op](self, call)
         tensors = list(call.tensors())
         if op in _KEEPS:
-            return self._moved(tensors[0], out)
+            return self._moved(tensors[0], out, op)
         if op in ("cat", "concat", "stack"):
             moved = [self._moved(v, out) for v in tensors]
             return [all(m) for m in zip(*moved, strict=True)]
@@ -113,12 +119,12 @@ class Zeros:
             return [False] * out.ndim
         return self._elementwise(tensors[1:] if op == "where" else tensors, out, all)
 
-    def _moved(self, source: Value, out: Value) -> Flags:
+    def _moved(self, source: Value, out: Value, op: str = "") -> Flags:
         """Dims with the same ids keep their flag; the others share what is left of the source's."""
         before, after, flags = self.axes[source], self.axes[out], self(source)
         same = [[e for e, b in enumerate(before) if _same(a, b)] for a in after]
         used = {e for es in same for e in es}
-        rest = all(f for e, f in enumerate(flags) if e not in used)
+        rest = op != "expand" and all(f for e, f in enumerate(flags) if e not in used)
         return [all(flags[e] for e in es) if es else rest for es in same]
 
     def _elementwise(self, operands: list[Value], out: Value, combine: Any) -> Flags:
@@ -193,7 +199,7 @@ def _matrix(zeros: Zeros, call: Call) -> Flags:
 
 
 def _vector(zeros: Zeros, call: Call) -> Flags:
-    x, y = call["self"], call.args.get("vec", call.args.get("tensor"))
+    x, y = call["self"], next(v for k, v in call.args.items() if k in ("vec", "tensor", "other"))
     zeros.contracts(x, x.ndim - 1, y, 0)
     return zeros(x)[:-1]
 
@@ -224,8 +230,9 @@ _CONTRACTIONS: dict[str, Any] = {
     **dict.fromkeys(
         (
             "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
-            "_scaled_dot_product_attention_math _scaled_dot_product_flash_attention _scaled_dot_product_cudnn_attention "
-            "scaled_dot_product_attention _scaled_dot_product_fused_attention_overrideable"
+            "_scaled_dot_product_attention_math _scaled_dot_product_flash_attention "
+            "_scaled_dot_product_cudnn_attention scaled_dot_product_attention "
+            "_scaled_dot_product_fused_attention_overrideable"
         ).split(),
         _attention,
     ),

@@ -64,7 +64,7 @@ def mv(axes: Axes, call: Call) -> list[Axis]:
 
 def dot(axes: Axes, call: Call) -> list[Axis]:
     """(k) @ (k)."""
-    _contract(axes, call["self"], 0, call["tensor"], 0)
+    _contract(axes, call["self"], 0, call.args.get("tensor", call.args.get("other")), 0)
     return []
 
 

@@ -70,5 +70,8 @@ RULES = table(
     ("embedding", embedding),
     ("index _unsafe_index", index),
     ("index_select", index_select),
-    ("gather scatter scatter_ scatter_add scatter_add_ index_put index_put_ index_add index_copy take_along_dim", gather),
+    (
+        "gather scatter scatter_ scatter_add scatter_add_ index_put index_put_ index_add index_copy take_along_dim",
+        gather,
+    ),
 )

@@ -58,7 +58,7 @@ def untracked(axes: Axes, call: Call) -> list[list[Axis]]:
 
 RULES = table(
     (
-        "detach clone alias _to_copy contiguous lift lift_fresh lift_fresh_copy dropout empty_like zeros_like ones_like "
+        "detach clone _to_copy contiguous lift lift_fresh lift_fresh_copy dropout empty_like zeros_like ones_like "
         "full_like rand_like randn_like bernoulli bernoulli_ fill fill_ zero_ _conj conj to "
         "hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ relu6 leaky_relu_ silu_ relu_ elu_ celu "
         "dequantize",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from secateur.graph.axes import Axes, Axis
-from secateur.graph.record import Call, reads_extent
+from secateur.graph.record import Call, Value, reads_extent
 from secateur.graph.rules._table import dims_of, table
 from secateur.graph.sizes import Size, expression
 from secateur.types import Ints
@@ -46,13 +46,16 @@ def _block(axes: Axes, ids: list[Axis], source: tuple[int, ...], into: tuple[int
     return axes.split(axes.merge(ids, source), into)
 
 
+_RESHAPES = ("view", "reshape", "unflatten", "_unsafe_view", "view_as", "reshape_as")
+
+
 def _expect_view(axes: Axes, call: Call, out: list[Axis]) -> None:
     """The sizes written in the code must follow the cut."""
     sizes, n = list(call.sizes), len(out)
     if call.api == "unflatten":
         at = sizes.pop(0) % call["self"].ndim
         sizes = [-1] * at + sizes + [-1] * (n - at - len(sizes))
-    if call.api in ("view", "reshape", "unflatten", "_unsafe_view") and len(sizes) == n:
+    if call.api in _RESHAPES and len(sizes) == n:
         for size, axis in zip(sizes, out, strict=True):
             axes.expect(size, axis, call)
     elif call.api == "multi_head_attention_forward" and call["self"].shape != call.out.shape:
@@ -82,11 +85,17 @@ def expand(axes: Axes, call: Call) -> list[Axis]:
     """Dims of size one are repeated; the others keep their positions and the size they are given."""
     source = call["self"]
     lead = call.out.ndim - source.ndim
-    sizes = list(call.sizes) if call.api == "expand" and len(call.sizes) == call.out.ndim else [-1] * call.out.ndim
-    out: list[Axis] = [None] * lead
-    for axis, before, after, size in zip(axes[source], source.shape, call.out.shape[lead:], sizes[lead:], strict=True):
-        out.append(axis if before == after else None)
-        if before == after > 1:
+    given = call.api in ("expand", "expand_as", "broadcast_to") and len(call.sizes) == call.out.ndim
+    sizes = list(call.sizes) if given else [-1] * call.out.ndim
+    out: list[Axis] = []
+    for axis, before, after, size in zip(
+        [*[None] * lead, *axes[source]], [*[1] * lead, *source.shape], call.out.shape, sizes, strict=True
+    ):
+        if before == 1 < after:  # of a mask, as many copies as the code says; shared heads have the copies they have
+            free = isinstance(size, Size) and axes.may_follow(size) and not any(a is not None for a in axes[source])
+            axis = axes.fresh(after) if free else None
+        out.append(axis)
+        if after > 1:
             axes.expect(size, axis, call)
     return out
 
@@ -188,7 +197,25 @@ def slice_(axes: Axes, call: Call) -> list[Axis]:
         axes.pin("is sliced with a step", axis)
     for cut in {start, end} - {0}:
         _bound(axes, call, axis, cut)
+    _whole_slices(axes, call)
     return ids
+
+
+def alias(axes: Axes, call: Call) -> list[Axis]:
+    """The same tensor again: indexing that takes everything leaves nothing but this."""
+    _whole_slices(axes, call)
+    return axes[call["self"]]
+
+
+def _whole_slices(axes: Axes, call: Call) -> None:
+    """``x[:, :self.heads]`` over all heads makes no call of its own, but its bound must follow all the same."""
+    if call.api != "__getitem__":
+        return
+    source: Value = call["self"]
+    for size in call.sizes:
+        dims = [d for d, n in enumerate(source.shape) if n == int(size)]
+        if isinstance(size, Size) and expression(size) not in axes.followed and len(dims) == 1:
+            axes.expect(size, axes[source][dims[0]], call)
 
 
 def _bound(axes: Axes, call: Call, axis: Ints, cut: int) -> None:
@@ -204,7 +231,7 @@ def _bound(axes: Axes, call: Call, axis: Ints, cut: int) -> None:
             axes.pin("is sliced at a literal position", axis if counted_back else axis[:cut])
     elif int(sizes[0]) < 0:
         axes.pin("is sliced at a position counted from the end", axis)
-    elif not axes.follows(sizes[0]):
+    elif not axes.may_follow(sizes[0]):
         axes.pin("is sliced at the size of an input", axis)
     else:
         if 2 * cut == n and reads_extent(expression(sizes[0])):
@@ -311,11 +338,44 @@ def pixel_unshuffle(axes: Axes, call: Call) -> list[Axis]:
     return [*ids[:-2], None, None]
 
 
+def view_as_complex(axes: Axes, call: Call) -> list[Axis]:
+    """The last dim is a pair."""
+    *ids, pair = axes[call["self"]]
+    axes.pin("is a real or an imaginary part", pair)
+    return ids
+
+
+def view_as_real(axes: Axes, call: Call) -> list[Axis]:
+    """A complex number becomes a pair."""
+    return [*axes[call["self"]], None]
+
+
+def windows(axes: Axes, call: Call) -> list[Axis]:
+    """``Tensor.unfold``: the dim that windows slide along stays."""
+    ids = axes[call["self"]]
+    d = call["dimension"] % len(ids)
+    axes.pin("is cut into windows", ids[d])
+    ids[d] = None
+    return [*ids, None]
+
+
 def im2col(axes: Axes, call: Call) -> list[Axis]:
     """Every channel becomes its taps, one after another."""
     ids = axes[call["self"]]
     channels = ids[1]
     return [ids[0], None if channels is None else np.repeat(channels, math.prod(call["kernel_size"])), None]
+
+
+def col2im(axes: Axes, call: Call) -> list[Axis]:
+    """Channels (C taps) become C channels and space."""
+    ids, taps = axes[call["self"]], math.prod(call["kernel_size"])
+    channels = ids[1]
+    kept: Axis = None
+    if channels is not None:
+        kept, inner = axes.split(channels, [len(channels) // taps, taps]) if taps > 1 else (channels, None)
+        axes.pin("becomes space in a fold", inner)
+    axes.pin("is a block of a fold", ids[2])
+    return [ids[0], kept, None, None]
 
 
 RULES = table(
@@ -330,6 +390,7 @@ RULES = table(
     ("stack", stack),
     ("split split_with_sizes unsafe_split chunk unsafe_chunk unsafe_split_with_sizes", split),
     ("slice", slice_),
+    ("alias", alias),
     ("select", select),
     ("unbind", unbind),
     ("flip", flip),
@@ -340,4 +401,8 @@ RULES = table(
     ("pixel_shuffle", pixel_shuffle),
     ("pixel_unshuffle", pixel_unshuffle),
     ("im2col", im2col),
+    ("col2im", col2im),
+    ("view_as_complex", view_as_complex),
+    ("view_as_real", view_as_real),
+    ("unfold", windows),
 )

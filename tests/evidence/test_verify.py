@@ -1,0 +1,230 @@
+"""Verification: what is right passes, and each way of being wrong is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tiny import Attention, assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import PlanError
+
+
+class Places(nn.Module):
+    """Buffers of all sorts: a table that is built and not saved, a permutation, a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.order: Tensor
+        self.gain: Tensor
+        self.register_buffer("order", torch.randperm(8))
+        self.register_buffer("gain", torch.rand(8) + 1, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x) * self.gain)[..., self.order])
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "mlp": (lambda: mlp(4, 8, 6, 2), torch.randn(3, 4)),
+    "cnn": (cnn, torch.randn(2, 3, 8, 8)),
+    "attention": (attention, torch.randn(2, 5, 16)),
+    "places": (Places, torch.randn(3, 6)),
+    "half": (lambda: attention().to(torch.bfloat16), torch.randn(2, 5, 16, dtype=torch.bfloat16)),
+}
+
+
+def failed(report: sc.Report) -> list[str]:
+    return [r.what for r in report.rows if r.ok is False]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+def test_a_right_cut_passes(name: str, sparsity: float) -> None:
+    make, example = CASES[name]
+    model = make().eval()
+    plan, small = cut_evenly(model, example, sparsity)
+    before, after = state_of(model), state_of(small)
+    report = sc.verify(model, plan, small, example)
+    assert (report.ok, failed(report)) == (True, [])
+    assert report.max_error <= 1e-12
+    assert_same(before, state_of(model))
+    assert_same(after, state_of(small))
+
+
+def test_trained_weights_pass_and_are_counted() -> None:
+    model, example = CASES["cnn"][0](), CASES["cnn"][1]
+    plan, small = cut_evenly(model, example)
+    with torch.no_grad():
+        small[0].weight.mul_(1.1)
+        small[1].running_mean.add_(1)
+    report = sc.verify(model, plan, small, example)
+    assert report.ok
+    assert next(r for r in report.rows if r.what.startswith("order")).note == "2 tensors changed since the cut"
+
+
+def swap_rows(net: Places) -> None:
+    net.up.weight.data[[0, 1]] = net.up.weight.data[[1, 0]]
+
+
+def swap_columns(net: Places) -> None:
+    net.down.weight.data[:, [0, 2]] = net.down.weight.data[:, [2, 0]]
+
+
+def other_indices(net: Places) -> None:
+    net.order = net.order.roll(1)
+
+
+def uncut_buffer(net: Places) -> None:
+    net.gain = torch.rand(8)
+
+
+def wrong_width(net: Places) -> None:
+    net.up = nn.Linear(6, 5)
+
+
+def missing(net: Places) -> None:
+    net.up.bias = None
+
+
+def surplus(net: Places) -> None:
+    net.register_buffer("more", torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "words"),
+    [
+        (swap_rows, "order follows the plan"),
+        (swap_columns, "order follows the plan"),
+        (other_indices, "order follows the plan"),
+        (uncut_buffer, "shapes follow the plan"),
+        (wrong_width, "shapes follow the plan"),
+        (missing, "shapes follow the plan"),
+        (surplus, "shapes follow the plan"),
+    ],
+)
+def test_a_wrong_cut_is_caught(tamper: Callable[[Places], None], words: str) -> None:
+    model, example = Places(), CASES["places"][1]
+    plan, small = cut_evenly(model, example)
+    tamper(small)  # type: ignore[arg-type]
+    report = sc.verify(model, plan, small, example)
+    assert not report.ok
+    assert words in failed(report)
+
+
+def test_constants_of_the_code_are_checked() -> None:
+    model, example = attention(), CASES["attention"][1]
+    plan, small = cut_evenly(model, example)
+    assert isinstance(small, Attention)
+    small.heads, small.size = 1, 8 if small.heads == 2 else small.size
+    report = sc.verify(model, plan, small, example)
+    assert not report.ok
+    assert failed(report) == ["shrunk computes as planned"]
+    small.heads = 3
+    report = sc.verify(model, plan, small, example)
+    assert "it does not run" in next(r.note for r in report.rows if r.what.startswith("shrunk"))
+
+
+def test_another_class_is_another_model() -> None:
+    class Other(nn.Sequential):
+        pass
+
+    model, example = mlp(4, 8, 2), torch.randn(2, 4)
+    plan, small = cut_evenly(model, example)
+    report = sc.verify(model, plan, Other(*small), example)
+    assert failed(report) == ["shapes follow the plan"] + [
+        "order follows the plan",
+        "shrunk computes as planned",
+    ]
+
+
+def test_a_plan_that_forgets_an_axis_is_caught() -> None:
+    """Zeroing what a plan lists must be all that it takes: a half-listed unit gives another function or none."""
+    model, example = cnn(), CASES["cnn"][1]
+    plan, _ = cut_evenly(model, example)
+    without = {k: v for k, v in plan.axes.items() if k[0] != "1.running_mean"}
+    wrong = sc.Plan(**{**vars(plan), "axes": without})
+    report = sc.verify(model, wrong, sc.apply(wrong, model), example)
+    assert not report.ok
+    assert "it does not run" in report.rows[0].note
+    assert report.max_error == float("inf")
+
+
+def test_a_plan_that_pairs_the_wrong_positions_is_caught() -> None:
+    model, example = mlp(4, 8, 2), torch.randn(2, 4)
+    plan, _ = cut_evenly(model, example)
+    shifted = {k: (np.roll(v, 1) if k == ("2.weight", 1) else v) for k, v in plan.axes.items()}
+    wrong = sc.Plan(**{**vars(plan), "axes": shifted})
+    report = sc.verify(model, wrong, sc.apply(wrong, model), example)
+    assert failed(report)[0] == "masked against shrunk, float64"
+    assert report.max_error > 1e-3
+
+
+def test_outputs_that_are_not_finite_fail() -> None:
+    class Blows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(4, 8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * float("inf")
+
+    model, example = Blows(), torch.randn(2, 4)
+    plan, small = cut_evenly(model, example)
+    report = sc.verify(model, plan, small, example)
+    assert not report.ok
+    assert "outputs are finite" in failed(report)
+
+
+def test_a_model_that_hides_the_cut_fails_the_control() -> None:
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(4, 8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1e-12 * torch.sin(self.net(x)).sum()
+
+    model, example = Hides(), torch.randn(2, 4)
+    plan, small = cut_evenly(model, example)
+    assert failed(sc.verify(model, plan, small, example)) == ["control: the uncut model must differ"]
+
+
+def test_zeros_do_not_hide_errors() -> None:
+    """With the second matrix at zero everything agrees; the check moves every weight first."""
+    model, example = mlp(4, 8, 2), torch.randn(2, 4)
+    model[2].weight.data.zero_()
+    plan, _ = cut_evenly(model, example)
+    shifted = {k: (np.roll(v, 1) if k == ("2.weight", 1) else v) for k, v in plan.axes.items()}
+    wrong = sc.Plan(**{**vars(plan), "axes": shifted})
+    assert not sc.verify(model, wrong, sc.apply(wrong, model), example).ok
+
+
+def test_models_that_compute_a_norm_in_float32_are_checked_in_float64() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.out = mlp(4, 8, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.net(x)
+            h = (h.float() * torch.rsqrt(h.to(torch.float32).pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+            return self.out(h)
+
+    model, (example,) = Norm(), draws(1, 3, 4)
+    groups = groups_of(model, example)
+    plan = sc.random_plan(groups, 0.5, 0)
+    report = sc.verify(model, plan, sc.apply(plan, model), example)
+    assert report.ok
+    assert report.max_error < 1e-14
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    plan, small = cut_evenly(mlp(4, 8, 2), torch.randn(2, 4))
+    with pytest.raises(PlanError, match="another architecture"):
+        sc.verify(mlp(4, 9, 2), plan, small, torch.randn(2, 4))
