@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -112,22 +111,18 @@ def read_array(s: Any, x: Tensor) -> Tensor:
     return s.out(F.relu(h) if x.detach().numpy().sum() > 1000 else h.flip(-1))
 
 
-@dataclass(frozen=True)
-class Trap(Case):
-    """A case that may be frozen, but never wrong."""
-
-
 EIGHT = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
 CASES: dict[str, Case] = {
-    "rolled_forth": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).roll(2, -1))) + s.b(x))), vec, {}),
-    "rolled_back": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).roll(-2, -1))) + s.b(x))), vec, {}),
-    "triangle": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).tril())) + s.b(x))), vec, {}),
-    "filled_in_place": Case(net(lambda s, x: s.out(s.c(s.a(x).masked_fill_(s.b(x) > 0, 0.5)))), vec, {}),
-    "scattered": Case(net(scattered), vec, {}),
+    "rolled_forth": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).roll(2, -1))) + s.b(x))), vec),
+    "rolled_back": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).roll(-2, -1))) + s.b(x))), vec),
+    "triangle": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).tril())) + s.b(x))), vec),
+    "filled_in_place": Case(net(lambda s, x: s.out(s.c(s.a(x).masked_fill_(s.b(x) > 0, 0.5)))), vec),
+    "scattered": Case(net(scattered), vec),
     "sampled": Case(
-        images(sampled, stem=lambda: nn.Conv2d(3, 8, 1), where=lambda: nn.Conv2d(3, 2, 1), head=lambda: nn.Conv2d(8, 2, 1)),
+        images(
+            sampled, stem=lambda: nn.Conv2d(3, 8, 1), where=lambda: nn.Conv2d(3, 2, 1), head=lambda: nn.Conv2d(8, 2, 1)
+        ),
         img,
-        {},
     ),
     "channel_attention": Case(
         images(
@@ -137,67 +132,89 @@ CASES: dict[str, Case] = {
             head=lambda: nn.Conv2d(8, 2, 1),
         ),
         img,
-        {},
     ),
     "over_channels": Case(
-        images(over_channels, stem=lambda: nn.Conv2d(3, 8, 1), along=lambda: nn.Conv1d(1, 1, 3), head=lambda: nn.Linear(6, 2)),
+        images(
+            over_channels,
+            stem=lambda: nn.Conv2d(3, 8, 1),
+            along=lambda: nn.Conv1d(1, 1, 3),
+            head=lambda: nn.Linear(6, 2),
+        ),
         img,
-        {},
     ),
     "read_as_bits": Case(
-        net(lambda s, x: s.out(s.c(F.relu(s.a(x)))) + (s.b(x).view(torch.int64 if x.dtype == torch.float64 else torch.int32) % 2).sum(-1, keepdim=True)),
+        net(
+            lambda s, x: (
+                s.out(s.c(F.relu(s.a(x))))
+                + (s.b(x).view(torch.int64 if x.dtype == torch.float64 else torch.int32) % 2).sum(-1, keepdim=True)
+            )
+        ),
         vec,
-        {},
     ),  # fmt: skip
-    "order_of_two": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x))[:, s.order])[:, s.order] + s.b(x)), order=EIGHT), vec, {}),
-    "order_as_number": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x)[:, s.order])) + s.b(x) * s.order), order=EIGHT), vec, {}),
-    "ratio": Case(net(lambda s, x: s.out(s.a(x) / (1 + s.b(x).abs()))), vec, {}),
+    "order_of_two": Case(
+        net(lambda s, x: s.out(s.c(F.relu(s.a(x))[:, s.order])[:, s.order] + s.b(x)), order=EIGHT), vec
+    ),
+    "order_as_number": Case(
+        net(lambda s, x: s.out(s.c(F.relu(s.a(x)[:, s.order])) + s.b(x) * s.order), order=EIGHT), vec
+    ),
+    "ratio": Case(net(lambda s, x: s.out(s.a(x) / (1 + s.b(x).abs()))), vec),
     "exponential_weights": Case(
-        net(lambda s, x: s.out(F.linear(s.a(x).sigmoid(), s.c.weight.exp(), s.c.bias) + s.b(x))), vec, {}
+        net(lambda s, x: s.out(F.linear(s.a(x).sigmoid(), s.c.weight.exp(), s.c.bias) + s.b(x))), vec
     ),
-    "as_other": Case(net(lambda s, x: s.out(s.a(x).view(x.shape[0], 2, 4).transpose(1, 2).reshape_as(s.b(x)))), vec, {}),
-    "in_turn": Case(net(in_turn, heads=4), vec, {}),
-    "runs": Case(net(runs, width=4), vec, {}),
-    "two_bounds": Case(net(two_bounds, time=4, kept=4), seq, {}),
-    "whole_slice": Case(net(whole_slice, heads=2), vec, {}),
-    "complex_pairs": Case(net(complex_pairs, turn=torch.polar(torch.ones(4), torch.arange(4.0))), vec, {}),
-    "checked": Case(net(checked, width=8), vec, {}),
-    "by_width": Case(net(by_width), vec, {}),
+    "as_other": Case(net(lambda s, x: s.out(s.a(x).view(x.shape[0], 2, 4).transpose(1, 2).reshape_as(s.b(x)))), vec),
+    "in_turn": Case(net(in_turn, heads=4), vec),
+    "runs": Case(net(runs, width=4), vec),
+    "two_bounds": Case(net(two_bounds, time=4, kept=4), seq),
+    "whole_slice": Case(net(whole_slice, heads=2), vec),
+    "complex_pairs": Case(net(complex_pairs, turn=torch.polar(torch.ones(4), torch.arange(4.0))), vec),
+    "checked": Case(net(checked, width=8), vec),
+    "by_width": Case(net(by_width), vec),
     "config": Case(
-        net(lambda s, x: s.out(F.relu(s.a(x).view(-1, s.cfg.heads, 2)).flatten(1)), cfg=Config(heads=4)), vec, {}
+        net(lambda s, x: s.out(F.relu(s.a(x).view(-1, s.cfg.heads, 2)).flatten(1)), cfg=Config(heads=4)), vec
     ),
-    "read_list": Case(net(read_list), vec, {}),
-    "read_array": Case(net(read_array), vec, {}),
-    "float_times_size": Case(net(lambda s, x: s.out(s.a(x) * (s.c(F.relu(s.b(x))).shape[-1] * 0.5))), vec, {}),
-    "float_over_size": Case(net(lambda s, x: s.out(s.a(x) * (1.0 / s.c(F.relu(s.b(x))).shape[-1]))), vec, {}),
-    "int_of_size": Case(net(lambda s, x: s.out(s.a(x) * int(s.b(x).shape[-1]))), vec, {}),
-    "masked_rows": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x))))[x[:, 0] > 0]), vec, {}),
-    "top": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x))) * (s.b(x) >= s.b(x).topk(3, -1).values[:, -1:]))), vec, {}),
-    "cumulative": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).cumsum(-1))) + s.b(x))), vec, {}),
-    "normalized": Case(net(lambda s, x: s.out(F.normalize(s.c(F.relu(s.a(x))), dim=-1) + s.b(x))), vec, {}),
-    "cosine": Case(net(lambda s, x: F.cosine_similarity(s.c(F.relu(s.a(x))), s.b(x), dim=-1)), vec, {}),
-    "outer": Case(net(lambda s, x: s.out((F.relu(s.a(x))[:, :, None] * s.b(x)[:, None, :]).sum(2))), vec, {}),
-    "gram": Case(net(lambda s, x: s.out(s.c(x @ s.a.weight.t()) @ (s.b.weight @ s.b.weight.t()))), vec, {}),
-    "squeezed": Case(net(lambda s, x: s.out(F.relu(s.a(x)[:, None, :]).squeeze())), vec, {}),
+    "read_list": Case(net(read_list), vec),
+    "read_array": Case(net(read_array), vec),
+    "float_times_size": Case(net(lambda s, x: s.out(s.a(x) * (s.c(F.relu(s.b(x))).shape[-1] * 0.5))), vec),
+    "float_over_size": Case(net(lambda s, x: s.out(s.a(x) * (1.0 / s.c(F.relu(s.b(x))).shape[-1]))), vec),
+    "int_of_size": Case(net(lambda s, x: s.out(s.a(x) * int(s.b(x).shape[-1]))), vec),
+    "masked_rows": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x))))[x[:, 0] > 0]), vec),
+    "top": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x))) * (s.b(x) >= s.b(x).topk(3, -1).values[:, -1:]))), vec),
+    "cumulative": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).cumsum(-1))) + s.b(x))), vec),
+    "normalized": Case(net(lambda s, x: s.out(F.normalize(s.c(F.relu(s.a(x))), dim=-1) + s.b(x))), vec),
+    "cosine": Case(net(lambda s, x: F.cosine_similarity(s.c(F.relu(s.a(x))), s.b(x), dim=-1)), vec),
+    "outer": Case(net(lambda s, x: s.out((F.relu(s.a(x))[:, :, None] * s.b(x)[:, None, :]).sum(2))), vec),
+    "gram": Case(net(lambda s, x: s.out(s.c(x @ s.a.weight.t()) @ (s.b.weight @ s.b.weight.t()))), vec),
+    "squeezed": Case(net(lambda s, x: s.out(F.relu(s.a(x)[:, None, :]).squeeze())), vec),
     "local_response": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(3), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(3), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
+        ),
         img,
-        {},
     ),
     "statistics_only": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 6, 1), nn.InstanceNorm2d(6), nn.Conv2d(6, 2, 1)),
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            nn.BatchNorm2d(8, affine=False),
+            nn.Conv2d(8, 6, 1),
+            nn.InstanceNorm2d(6),
+            nn.Conv2d(6, 2, 1),
+        ),
         img,
-        {},
     ),  # fmt: skip
     "weight_norm": Case(
-        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)), vec, {}
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)), vec
     ),
     "spectral_norm": Case(
-        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)), vec, {}
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)), vec
     ),
     "grouped_transposed": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 12, 2, groups=4), nn.ReLU(), nn.ConvTranspose2d(12, 12, 2, groups=12), nn.Conv2d(12, 2, 1)),
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            nn.ConvTranspose2d(8, 12, 2, groups=4),
+            nn.ReLU(),
+            nn.ConvTranspose2d(12, 12, 2, groups=12),
+            nn.Conv2d(12, 2, 1),
+        ),
         img,
-        {},
     ),  # fmt: skip
 }

@@ -108,7 +108,8 @@ class Graph:
     """What a model does on an example.
 
     Attributes:
-        calls: in order. shapes: of every value, by its index. tensors: parameter or buffer name -> value; names of one shared tensor share a value.
+        calls: in order. shapes: of every value, by its index.
+        tensors: parameter or buffer name -> value; names of one shared tensor share a value.
         floating: names whose entries are floats. constants: entries of the integer buffers, by name.
         outputs: what the model returned. escapes: sizes that became numbers in arithmetic, and where.
         fake: recorded on fake tensors. attributes: value of every int attribute an expression reads.
@@ -212,6 +213,10 @@ _ARITHMETIC = frozenset(
 )
 
 
+_READS = frozenset(("tolist", "numpy", "__array__"))
+_LIKE = frozenset(("view_as", "reshape_as", "expand_as"))
+
+
 class _Dispatch(TorchDispatchMode):
     """Writes down every ATen call."""
 
@@ -225,6 +230,8 @@ class _Dispatch(TorchDispatchMode):
         out = op(*args, **kwargs) if self.fakes is None else call_fake(self.fakes, op, args, kwargs)
         r = self.recorder
         name, arguments, pointwise = r.schema(op)
+        if name.startswith("prim::"):  # a question about a tensor, not a computation
+            return out
         bound: dict[str, Any] = {}
         weight = True
 
@@ -268,6 +275,11 @@ class _Function(TorchFunctionMode):
             return product
         outer = r.api, r.sizes, r.place
         r.api, r.sizes, r.place = name, tuple(_ints((args, kwargs))), r.here()
+        if name in _READS:
+            r.calls.append(Call("secateur::read", {"self": r.value(args[0])}, (), r.place, name, (), False))
+        if name in _LIKE:
+            other = args[1] if len(args) > 1 else kwargs["other"]
+            r.sizes = tuple(self.sized(other, other.shape, ()))
         if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
             query = r.value(args[0] if args else kwargs["query"])  # its default scale is 1/sqrt(head dim), in C++
             r.escapes.append((Extent(query.index, query.ndim - 1), r.place))

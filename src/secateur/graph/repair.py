@@ -71,7 +71,9 @@ class Repairs:
             tuple(reads),
             axis_of,
             {a: tuple(u) for a, u in users.items()},
-            frozenset(a for s, _ in axes.graph.escapes for a in leaves(s) if isinstance(a, Attribute) and not _compares(s)),
+            frozenset(
+                a for s, _ in axes.graph.escapes for a in leaves(s) if isinstance(a, Attribute) and not _compares(s)
+            ),
             fixed,
         )
 

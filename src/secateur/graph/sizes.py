@@ -45,6 +45,11 @@ class Arithmetic:
 Expression: TypeAlias = Attribute | Extent | Arithmetic | int
 
 
+def plain(value: int) -> int:
+    """The int itself, heard by nobody."""
+    return int.__index__(value)
+
+
 class Size(int):
     """An int with the expression that made it; ``escape`` hears of it when it turns into a float."""
 
@@ -58,34 +63,41 @@ class Size(int):
         made.escape = escape
         return made
 
+    __hash__ = int.__hash__
+
     def __neg__(self) -> Size:
-        return Size(-int(self), Arithmetic("__rsub__", self.source, 0), self.escape)
+        return Size(-plain(self), Arithmetic("__rsub__", self.source, 0), self.escape)
 
     def __float__(self) -> float:
         self.escape(self.source)
-        return float(int(self))
+        return float(plain(self))
+
+    def __int__(self) -> int:
+        self.escape(self.source)  # a plain int forgets
+        return plain(self)
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
-        return int, (int(self),)
+        return int, (plain(self),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return int(self)
+        return plain(self)
 
     def __copy__(self) -> int:
-        return int(self)
+        return plain(self)
 
 
 def expression(value: int) -> Expression:
     """The expression behind an int; a literal is itself."""
-    return value.source if isinstance(value, Size) else int(value)
+    return value.source if isinstance(value, Size) else plain(value)
 
 
 def _keeps(op: str) -> Callable[[Size, Any], Any]:
-    plain = getattr(int, op)
+    of_int = getattr(int, op)
 
     def apply(self: Size, other: Any) -> Any:
-        result = plain(int(self), int(other) if isinstance(other, int) else other)
+        result = of_int(plain(self), plain(other) if isinstance(other, int) else other)
         if type(result) is not int:
+            self.escape(self.source)  # a float takes over
             return result
         return Size(result, Arithmetic(op, self.source, expression(other)), self.escape)
 
@@ -93,11 +105,23 @@ def _keeps(op: str) -> Callable[[Size, Any], Any]:
 
 
 def _escapes(op: str) -> Callable[..., Any]:
-    plain = getattr(float, op)
+    of_float = getattr(float, op)
 
     def apply(self: Size, *others: Any) -> Any:
         self.escape(self.source)
-        return plain(float(int(self)), *others)
+        return of_float(float(plain(self)), *others)
+
+    return apply
+
+
+def _compares(op: str) -> Callable[[Size, Any], Any]:
+    of_int = getattr(int, op)
+
+    def apply(self: Size, other: Any) -> Any:
+        if isinstance(other, int):  # what the code decided must hold after a cut too
+            self.escape(Arithmetic(op, self.source, expression(other)))
+            other = plain(other)
+        return of_int(plain(self), other)
 
     return apply
 
@@ -106,6 +130,8 @@ for _op in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv"
     setattr(Size, f"__{_op}__", _keeps(f"__{_op}__"))
 for _op in ("truediv", "rtruediv", "pow"):
     setattr(Size, f"__{_op}__", _escapes(f"__{_op}__"))
+for _op in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Size, f"__{_op}__", _compares(f"__{_op}__"))
 
 
 def leaves(source: Expression) -> Iterator[Attribute | Extent]:
@@ -171,7 +197,7 @@ def remembering(model: nn.Module, escape: Callable[[Expression], None]) -> Itera
         for holder in {id(h): h for h, _, _ in undo}.values():  # what the forward pass stored on the way
             for key, value in list(holder.items()):
                 if type(value) is Size:
-                    holder[key] = int(value)
+                    holder[key] = plain(value)
 
 
 def read_attribute(model: nn.Module, at: Attribute) -> int:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from secateur.graph.axes import Axes
 from secateur.graph.record import Call
-from secateur.graph.rules import attention, contraction, convolution, index, norm, pointwise, reduction, shape
+from secateur.graph.rules import attention, contraction, convolution, index, norm, pointwise, reduction, shape, space
 
 Rule: TypeAlias = Callable[[Axes, Call], Any]
 
@@ -26,6 +26,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
     {
         **pointwise.RULES,
         **shape.RULES,
+        **space.RULES,
         **index.RULES,
         **contraction.RULES,
         **convolution.RULES,

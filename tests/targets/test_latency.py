@@ -1,0 +1,191 @@
+"""Latency as a cost, on a machine whose times are functions of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import attention, cnn, groups_of, mlp
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import TargetError
+from secateur.targets import latency as latency_module
+from secateur.targets.latency import families, half_of
+from secateur.types import Artefact, Example, Group, Measurement
+
+Seconds = Callable[[nn.Module], float]
+
+
+class Clock:
+    """A target that knows how long each model takes, and counts what it is asked."""
+
+    def __init__(self, seconds: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds, self.models, self.built, self.timed = seconds, {}, 0, 0  # type: ignore[var-annotated]
+        self.target = sc.Target("clock", self.build)
+        monkeypatch.setattr(latency_module, "measure", self.measure)
+
+    def build(self, model: nn.Module, example: Example, threads: int) -> Artefact:
+        self.built += 1
+        artefact = Artefact(lambda: None, lambda e: [], target="clock", threads=threads)
+        self.models[id(artefact)] = (artefact, self.seconds(model))
+        return artefact
+
+    def measure(self, artefacts: Sequence[Artefact], repeats: int = 50, **_: Any) -> list[Measurement]:
+        self.timed += 1
+        return [Measurement("clock", np.full(3, self.models[id(a)][1]), 1, 1) for a in artefacts]
+
+
+@pytest.fixture(autouse=True)
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "memory"))
+    return tmp_path / "memory"
+
+
+def linear_macs(model: nn.Module) -> float:
+    return float(sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)))
+
+
+def test_a_device_that_times_work_is_predicted_exactly_where_families_do_not_meet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, x = mlp(16, 32, 16), torch.zeros(1, 16)
+    clock = Clock(lambda m: 1e-3 + 1e-6 * linear_macs(m), monkeypatch)
+    groups, cost = groups_of(net, x), sc.latency(net, x, clock.target)
+    assert (cost.name, cost.unit, cost.target) == ("latency", "s", clock.target)
+    assert cost.dense == pytest.approx(1e-3 + 1e-6 * 2 * 16 * 32)
+    for kept in (32, 20, 7, 1):
+        keep = {"0:neuron": np.arange(32) < kept}
+        assert cost.of(groups, keep) == pytest.approx(1e-3 + 1e-6 * 2 * 16 * kept)
+
+
+def test_predictions_fall_with_what_is_cut_and_start_at_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = attention(), torch.zeros(2, 5, 16)
+    clock = Clock(lambda m: 1e-3 + 1e-6 * linear_macs(m), monkeypatch)
+    groups, cost = groups_of(net, x), sc.latency(net, x, clock.target)
+    assert cost.of(groups, groups.all_kept()) == cost.dense
+    for g in groups:
+        values = [cost.of(groups, {g.name: np.arange(g.units) < k}) for k in range(g.units, 0, -1)]
+        assert values == sorted(values, reverse=True)
+        assert values[-1] < values[0]
+
+
+def test_what_is_measured_is_the_ratio_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine slows down by half between two measurements: ratios, and what follows from them, do not notice."""
+    slow = [1.0]
+    net, x = mlp(16, 32, 16), torch.zeros(1, 16)
+    clock = Clock(lambda m: 1e-6 * linear_macs(m), monkeypatch)
+    timed = clock.measure
+    monkeypatch.setattr(
+        latency_module,
+        "measure",
+        lambda artefacts, *a, **k: [
+            Measurement(m.target, m.seconds * slow[0], 1, 1) for m in timed(artefacts, *a, **k)
+        ],
+    )
+    cost = sc.latency(net, x, clock.target)
+    slow[0] = 1.5
+    assert cost.measured is not None
+    assert cost.measured(mlp(16, 8, 16), False) == pytest.approx(cost.dense / 4)
+
+
+def test_figures_are_remembered_and_confirmed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, small = mlp(16, 32, 16), torch.zeros(1, 16), mlp(16, 8, 16)
+    clock = Clock(lambda m: 1e-6 * linear_macs(m), monkeypatch)
+    cost = sc.latency(net, x, clock.target)
+    assert cost.measured is not None
+    first = cost.measured(small, False)
+    groups = groups_of(net, x)
+    guess = cost.of(groups, {"0:neuron": np.arange(32) < 9})
+    clock.seconds = lambda m: 5e-6 * linear_macs(m) ** 1.1  # the machine is another by now
+    again = cost.measured(small, True)
+    assert again != first
+    timed = clock.timed
+    cost = sc.latency(net, x, clock.target)  # as the next command would
+    assert cost.measured is not None
+    assert (cost.measured(small, False), cost.measured(small, True)) == (first, again)
+    assert cost.of(groups, {"0:neuron": np.arange(32) < 9}) == guess
+    assert clock.timed == timed
+
+
+def test_a_ratio_belongs_to_its_dense_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small model, cut from two dense ones: the ratio to one is not the ratio to the other."""
+    x, small = torch.zeros(1, 16), mlp(16, 8, 16)
+    clock = Clock(lambda m: 1e-6 * linear_macs(m), monkeypatch)
+    for width in (16, 64):
+        cost = sc.latency(mlp(16, width, 16), x, clock.target)
+        assert cost.measured is not None
+        assert cost.measured(small, False) == pytest.approx(1e-6 * linear_macs(small))
+
+
+def test_the_dense_model_is_exported_once_and_probes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = mlp(8, *(range(10, 30)), 4), torch.zeros(1, 8)
+    clock = Clock(lambda m: 1e-6 * linear_macs(m), monkeypatch)
+    groups, cost = groups_of(net, x), sc.latency(net, x, clock.target)
+    cost.of(groups, groups.all_kept())
+    assert len(groups) == 20
+    assert clock.built <= 1 + latency_module.PROBES
+    cost.of(groups, {groups.groups[0].name: np.arange(10) < 3})
+    assert clock.built <= 1 + latency_module.PROBES
+
+
+def test_a_device_that_is_never_faster_is_predicted_by_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = mlp(16, 32, 16), torch.zeros(1, 16)
+    clock = Clock(lambda m: 2e-3 if m[0].out_features < 32 else 1e-3, monkeypatch)  # type: ignore[index]
+    groups, cost = groups_of(net, x), sc.latency(net, x, clock.target)
+    assert cost.of(groups, {"0:neuron": np.arange(32) < 16}) == pytest.approx(cost.dense / 2)
+    assert cost.measured is not None
+    assert cost.measured(mlp(16, 8, 16), False) == pytest.approx(2 * cost.dense)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "expected"),
+    [
+        (mlp(4, 8, 8, 8, 2), torch.zeros(1, 4), [3]),
+        (cnn(), torch.zeros(1, 3, 8, 8), [1, 1]),
+        (mlp(4, *range(10, 20), 2), torch.zeros(1, 4), None),
+    ],
+)
+def test_families_share_out_all_groups(model: nn.Module, example: Tensor, expected: list[int] | None) -> None:
+    groups = groups_of(model, example)
+    found = families(groups)
+    assert [g.name for f in found for g in f] == [g.name for g in groups]
+    assert len(found) <= latency_module.PROBES
+    if expected is not None:
+        assert [len(f) for f in found] == expected
+    else:  # runs of about equal work
+        full = groups.all_kept()
+        work = [sum(groups.macs(full) - groups.macs({**full, g.name: half_of(g)}) for g in f) for f in found]
+        assert max(work) < 2.5 * min(work)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300))
+def test_half_of_a_group(units: int) -> None:
+    kept = int(half_of(Group("g", "neuron", units, ())).sum())
+    assert 1 <= kept <= units
+    assert abs(kept - units / 2) <= (8 if units >= 16 else 0.5)
+    assert units < 16 or kept % 8 == 0
+
+
+def test_a_target_that_refuses_says_so() -> None:
+    def refuse(model: nn.Module, example: Example, threads: int) -> Artefact:
+        raise TargetError("clock: no such operation")
+
+    with pytest.raises(TargetError, match="no such operation"):
+        sc.latency(mlp(4, 8, 2), torch.zeros(1, 4), sc.Target("clock", refuse))
+
+
+def test_models_are_measured_together_on_a_real_target() -> None:
+    net, x = mlp(8, 16, 2), torch.zeros(1, 8)
+    cost = sc.latency(net, x, sc.eager, repeats=3)
+    assert cost.measure is not None
+    found = cost.measure([net, mlp(8, 4, 2)])
+    assert [m.target for m in found] == ["eager", "eager"]
+    assert cost.dense > 0
