@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import _models
 import numpy as np
+import numpy.typing as npt
 import torch
-from _rows import CACHE, quick
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import _models
+from _rows import CACHE, quick
 from secateur.export.atomic import write_bytes
 
 MEAN, DEVIATION = 0.2860, 0.3530
@@ -50,10 +51,14 @@ def load(split: str) -> Images:
             f"{folder} is missing: apt-get install dataset-fashion-mnist, or let SECATEUR_FASHION_MNIST name a folder "
             "with its four .gz files"
         )
-    pixels = np.frombuffer(gzip.decompress((folder / f"{split}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-    classes = np.frombuffer(gzip.decompress((folder / f"{split}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
-    x = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy()).float().div_(255).sub_(MEAN).div_(DEVIATION)
-    return Images(x, torch.from_numpy(classes.astype(np.int64)))
+    pixels = _bytes(folder / f"{split}-images-idx3-ubyte.gz", skip=16).reshape(-1, 1, 28, 28)
+    x = torch.from_numpy(pixels).float().div_(255).sub_(MEAN).div_(DEVIATION)
+    return Images(x, torch.from_numpy(_bytes(folder / f"{split}-labels-idx1-ubyte.gz", skip=8)).long())
+
+
+def _bytes(path: Path, skip: int) -> npt.NDArray[np.uint8]:
+    """What an IDX file holds after its header."""
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=skip).copy()
 
 
 @dataclass(frozen=True, eq=False)

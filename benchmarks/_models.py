@@ -6,6 +6,8 @@ and are read without importing these, but for ``efficientnet_lite_pytorch``, whi
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -76,7 +78,9 @@ def minilm(tokens: int = 128) -> Loaded:
 def smollm2(tokens: int = 16) -> Loaded:
     """SmolLM2-135M-Instruct: Llama, 30 layers, 9 heads on 3 KV groups; weights dequantised from Q4_1."""
     quiet()
-    return materials.smollm2(), {"input_ids": _tokens(49_152, tokens)["input_ids"]}
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing else turns off
+        model = materials.smollm2()
+    return model, {"input_ids": _tokens(49_152, tokens)["input_ids"]}
 
 
 def _tokens(vocabulary: int, count: int) -> dict[str, Tensor]:

@@ -36,8 +36,11 @@ def cut_to(
     Its ``pruning_ratio`` is a ratio of channels, so the one that gives this number is searched by bisection.
 
     Args:
-        model: the dense model. example: what it is recorded on. parameters: how many to come to.
-        rank: the importance. keep: layers that stay whole, such as the classifier.
+        model: the dense model.
+        example: what it is recorded on.
+        parameters: how many to come to.
+        rank: the importance.
+        keep: layers that stay whole, such as the classifier.
         loss: run and differentiated before, where the importance needs gradients.
         options: further arguments of ``BasePruner``.
     """

@@ -54,7 +54,9 @@ def results() -> Path:
     return CACHE / "quick.csv" if quick() else ROOT / "benchmarks" / "results" / "main.csv"
 
 
-def write(experiment: str, figures: Sequence[Figure], cases: Iterable[str] | None = None, also: Iterable[str] = ()) -> Path:
+def write(
+    experiment: str, figures: Sequence[Figure], cases: Iterable[str] | None = None, also: Iterable[str] = ()
+) -> Path:
     """Put the figures of an experiment into the file, in place of those that it holds.
 
     Args:

@@ -1,4 +1,4 @@
-"""Pretrained models and texts that ride in packages: found without importing their carriers, read without unpickling."""
+"""Pretrained models and texts that ride in packages: found without importing the carriers, read without unpickling."""
 
 from __future__ import annotations
 

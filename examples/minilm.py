@@ -21,14 +21,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from materials import minilm
 from rich.console import Console
 from rich.table import Table
-from sentences import Batch, Fidelity, Texts, batch_of, crops, embedding_loss
 from torch import nn
 
 import secateur as sc
+from materials import minilm
 from secateur.evidence.quality import Figure
+from sentences import Batch, Fidelity, Texts, batch_of, crops, embedding_loss
 
 TARGET = sc.with_threads(sc.onnxruntime, 1)
 LIMITS = sc.Limits(by_kind={"neuron": 32})

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from materials import bbc_news, lee_documents, minilm_tokenizer, wordsim353
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from materials import bbc_news, lee_documents, minilm_tokenizer, wordsim353
 from secateur.evidence import quality
 from secateur.evidence.quality import Figure
 

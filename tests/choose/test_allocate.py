@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import counts, groups_of, mlp, scores_of
 
 import secateur as sc
 from secateur.choose.allocate import allowed_counts, keep_best
 from secateur.errors import BudgetError, PlanError
 from secateur.types import Cost, Group
+from tiny import counts, groups_of, mlp, scores_of
 
 SIZES = (5, 6, 4)
 NET = mlp(3, *SIZES, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import attention, cnn, cut_evenly, groups_of, mlp, recount
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur as sc
 from secateur.errors import BudgetError, TraceError
 from secateur.types import Example
+from tiny import attention, cnn, cut_evenly, groups_of, mlp, recount
 
 
 class Tied(nn.Module):

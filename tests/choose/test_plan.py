@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import attention, counts, groups_of, mlp
 
 import secateur as sc
 from secateur.errors import PlanError
+from tiny import attention, counts, groups_of, mlp
 
 NET = mlp(4, 8, 6, 2)
 GROUPS = groups_of(NET, torch.zeros(1, 4))

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny import Attention, assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
 from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import PlanError
+from tiny import Attention, assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
 
 
 class Places(nn.Module):

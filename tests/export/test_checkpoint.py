@@ -17,12 +17,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import Attention, attention, cnn, cut_evenly, mlp, state_of
 from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import FormatError, PlanError
 from secateur.types import Example, run, tensors_of
+from tiny import Attention, attention, cnn, cut_evenly, mlp, state_of
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([*sys.path, str(HERE), str(HERE.parent)])

@@ -16,12 +16,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import attention, groups_of, mlp
 
 import secateur as sc
 from secateur.errors import FormatError
 from secateur.export.plans import plan_bytes, read_header
 from secateur.types import Plan
+from tiny import attention, groups_of, mlp
 
 HERE = Path(__file__).parent
 

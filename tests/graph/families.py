@@ -65,8 +65,14 @@ CASES: dict[str, Case] = {
         build("ConvNextModel", "convnext", hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1]),
         pixels),
     "swin": Case(
-        build("SwinModel", "swin", image_size=32, patch_size=4, embed_dim=8, depths=[2, 1], num_heads=[2, 4], window_size=4),
+        build(
+            "SwinModel", "swin", image_size=32, patch_size=4, embed_dim=8, depths=[2, 1], num_heads=[2, 4],
+            window_size=4,
+        ),
         pixels),
     "mamba": Case(
-        build("MambaModel", "mamba", vocab_size=30, hidden_size=16, state_size=4, num_hidden_layers=1, time_step_rank=4), ids),
+        build(
+            "MambaModel", "mamba", vocab_size=30, hidden_size=16, state_size=4, num_hidden_layers=1, time_step_rank=4
+        ),
+        ids),
 }  # fmt: skip

@@ -108,7 +108,7 @@ def layer_normed() -> nn.Module:
     )
 
 
-class OneHotTied(nn.Module):
+class TiedEmbedding(nn.Module):
     """Embedding whose weight is also the output projection."""
 
     def __init__(self) -> None:
@@ -273,7 +273,7 @@ class Rearranged(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Conv2d(3, 4, 1)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8)
         self.mix, self.head = nn.Linear(12, 5), nn.Linear(10, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -396,7 +396,7 @@ CASES: dict[str, Case] = {
     "group_norm_of_2": Case(group_normed(2), img),
     "group_norm_of_1": Case(group_normed(8), img),
     "layer_norm": Case(layer_normed, vec),
-    "tied_embedding": Case(OneHotTied, words),
+    "tied_embedding": Case(TiedEmbedding, words),
     "residual": Case(Residual, img),
     "padded_shortcut": Case(PaddedShortcut, img),
     "dense": Case(Dense, img),

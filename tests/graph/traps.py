@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
             )
         ),
         vec,
-    ),  # fmt: skip
+    ),
     "order_of_two": Case(
         net(lambda s, x: s.out(s.c(F.relu(s.a(x))[:, s.order])[:, s.order] + s.b(x)), order=EIGHT), vec
     ),
@@ -200,7 +200,7 @@ CASES: dict[str, Case] = {
             nn.Conv2d(6, 2, 1),
         ),
         img,
-    ),  # fmt: skip
+    ),
     "weight_norm": Case(
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)), vec
     ),
@@ -216,5 +216,5 @@ CASES: dict[str, Case] = {
             nn.Conv2d(12, 2, 1),
         ),
         img,
-    ),  # fmt: skip
+    ),
 }

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Attention, assert_same, attention, cnn, draws, groups_of, mlp, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import ArgumentError, DataError
 from secateur.score.calibrate import contributions, default_loss, moments, subsample
+from tiny import Attention, assert_same, attention, cnn, draws, groups_of, mlp, state_of
 
 
 def inputs_of(model: nn.Module, layer: nn.Module, batches: list[Any]) -> Tensor:
@@ -104,7 +104,7 @@ def test_the_model_is_left_as_it_was(criterion: sc.Criterion) -> None:
 @pytest.mark.parametrize(
     ("batches", "words"),
     [
-        (lambda: [], "empty: give at least one batch"),
+        (list, "empty: give at least one batch"),
         (lambda: iter(()), "exhausted iterator"),
         (lambda: [torch.zeros(0, 4)], r"batch 0 has an empty tensor of shape \(0, 4\)"),
         (lambda: [torch.zeros(2, 4), torch.full((2, 4), float("nan"))], "batch 1 has NaN or inf"),

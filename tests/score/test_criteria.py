@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import attention, cnn, draws, groups_of, mlp, scores_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import ArgumentError, CoupleError, DataError, PlanError
+from tiny import attention, cnn, draws, groups_of, mlp, scores_of
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import attention, cnn, draws, groups_of, mlp
 from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import CoupleError
 from secateur.score.obs import Consumer, _cost, _remove, damped, removal_order
+from tiny import attention, cnn, draws, groups_of, mlp
 
 HUGE = 10**9
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ import secateur as sc
 from secateur.errors import DataError
 from secateur.score.capture import unfolded
 from secateur.solve.refit import refit_
+from tiny import assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
 
 Rows = np.ndarray
 

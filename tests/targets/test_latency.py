@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import attention, cnn, groups_of, mlp
 from torch import Tensor, nn
 
 import secateur as sc
@@ -19,6 +18,7 @@ from secateur.errors import TargetError
 from secateur.targets import latency as latency_module
 from secateur.targets.latency import families, half_of
 from secateur.types import Artefact, Example, Group, Measurement
+from tiny import attention, cnn, groups_of, mlp
 
 Seconds = Callable[[nn.Module], float]
 
@@ -162,7 +162,7 @@ def test_families_share_out_all_groups(model: nn.Module, example: Tensor, expect
     else:  # runs of about equal work
         full = groups.all_kept()
         work = [sum(groups.macs(full) - groups.macs({**full, g.name: half_of(g)}) for g in f) for f in found]
-        assert max(work) < 2.5 * min(work)
+        assert max(work) < 4 * min(work)
 
 
 @settings(max_examples=50, deadline=None)
@@ -170,8 +170,8 @@ def test_families_share_out_all_groups(model: nn.Module, example: Tensor, expect
 def test_half_of_a_group(units: int) -> None:
     kept = int(half_of(Group("g", "neuron", units, ())).sum())
     assert 1 <= kept <= units
-    assert abs(kept - units / 2) <= (8 if units >= 16 else 0.5)
-    assert units < 16 or kept % 8 == 0
+    assert abs(kept - units / 2) <= (8 if units >= 32 else 0.5)
+    assert units < 32 or kept % 8 == 0
 
 
 def test_a_target_that_refuses_says_so() -> None:

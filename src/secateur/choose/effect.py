@@ -31,8 +31,9 @@ def by_effect(
     """Scale each group's scores so that what is lost at half of the group is what the outputs were measured to lose.
 
     For every group, the lowest-scored half is cut, the weights it fed make up for it by least squares (if the scores
-    come from ``sc.obs``, whose statistics that takes), and the model is run beside the dense one. Errors in one layer are worth what they cost at the output: the measured
-    sensitivity that SPDY and OBC allocate by (arXiv:2208.11580), one point a group.
+    come from ``sc.obs``, whose statistics that takes), and the model is run beside the dense one. Errors in one layer
+    are worth what they cost at the output: the measured sensitivity that SPDY and OBC allocate by (arXiv:2208.11580),
+    one point a group.
 
     Args:
         model: the dense model.
@@ -96,9 +97,7 @@ def _half(scores: Scores, group: Group, fraction: float) -> tuple[float, Plan]:
     return float(values[gone].sum()), make_plan(scores.groups, {group.name: keep})
 
 
-def _make_up_(
-    small: nn.Module, model: nn.Module, group: Group, keep: Bools, stats: Any, damping: float
-) -> None:
+def _make_up_(small: nn.Module, model: nn.Module, group: Group, keep: Bools, stats: Any, damping: float) -> None:
     """Least squares of the group's consumers on what is left, from the dense model's moments."""
     dense, cut = dict(model.named_parameters()), dict(small.named_parameters())
     for s in group.slices:

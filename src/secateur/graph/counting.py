@@ -21,6 +21,7 @@ class Counter:
 
     @classmethod
     def of(cls, terms: Sequence[tuple[int, tuple[Ints, ...]]], root: Ints) -> Counter:
+        """Constants and the id vectors whose kept counts multiply them."""
         vectors = [root[ids] for _, live in terms for ids in live if ids.size]
         owner = [i for i, (_, live) in enumerate(terms) for ids in live if ids.size]
         lengths = np.array([len(v) for v in vectors], np.int64)
@@ -32,6 +33,7 @@ class Counter:
         )
 
     def __call__(self, removed: Bools) -> Ints:
+        """The value of every term after a cut, bool by root."""
         out = self.constants.copy()
         if len(self.roots):
             kept = np.add.reduceat((~removed[self.roots]).astype(np.int64), self.starts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateur.errors import CoupleError
-from secateur.graph.axes import Axes
+from secateur.graph.axes import NOWHERE, Axes
 from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
 from secateur.graph.gather import gather
@@ -214,9 +214,9 @@ def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[s
         what = "has no rule" if rule is None else f"is not covered by its rule ({error})"
         for v in inputs:
             axes.pin(f"meets {call.op}, which {what}", *axes[v])
-        for v in call.outs:
-            if v is not None:
-                axes.ids[v.index] = [None] * v.ndim
+        for out in call.outs:
+            if out is not None:
+                axes.ids[out.index] = [None] * out.ndim
         unknown.append(f"{call.op} {what} at {call.place.line} in {call.place.module or 'the model'}")
 
 
@@ -239,9 +239,10 @@ def _impossible(
         return "is ignored on request", group.module, ""
     if group.units < 2:
         return "is a single unit: cutting it would cut everything", group.module, ""
-    for u in (0, group.units - 1):
+    plain = len(roots) == 1 and roots[0].ndim == 1  # one root a unit
+    for gone in ([0], [group.units - 1], list(range(1, group.units))):
         removed = np.zeros(n, bool)
-        removed[roots[0][[u]] if len(roots) == 1 and roots[0].ndim == 1 else roots[u]] = True
+        removed[roots[0][gone] if plain else np.concatenate([roots[u] for u in gone])] = True
         _, bad = repairs.check(removed)
         if bad:
             return bad[0], group.module, bad[0].rpartition(" at ")[2]
@@ -250,9 +251,7 @@ def _impossible(
 
 def _frozen(axes: Axes, solution: Solution) -> Iterator[Frozen]:
     """Parameter axes with positions that stay, each with the first reason found."""
-    first = np.full(axes.n, -1)
-    for i in range(len(axes.pins) - 1, -1, -1):
-        first[solution.root[axes.pins[i].ids]] = i
+    first = _first_pins(axes, solution)
     for index, name in axes.names.items():
         for d, ids in enumerate(axes.ids[index]):
             if ids is None or name not in axes.graph.parameters:
@@ -263,5 +262,20 @@ def _frozen(axes: Axes, solution: Solution) -> Iterator[Frozen]:
                 known = first[roots[stuck]]
                 known = known[known >= 0]
                 pin = axes.pins[int(known[0])] if len(known) else None
-                reason, place = (pin.reason, pin.place) if pin else ("is part of a cell that must stay", axes.place)
+                reason, place = (pin.reason, pin.place) if pin else ("meets an axis that must stay", NOWHERE)
                 yield Frozen(name, d, int(stuck.sum()), reason, place.module, place.line)
+
+
+def _first_pins(axes: Axes, solution: Solution) -> Ints:
+    """Root -> the first pin that reaches it, directly or through cells; -1 where none does."""
+    first = np.full(axes.n, len(axes.pins))
+    for i, pin in enumerate(axes.pins):
+        np.minimum.at(first, solution.root[pin.ids], i)
+    if axes.cells:
+        x, y, z = (solution.root[np.concatenate(ids)] for ids in zip(*axes.cells, strict=True))
+        before = -1
+        while before != (before := int(first.sum())):
+            for a, b in ((x, y), (x, z), (y, x), (z, x)):
+                reached = solution.pinned[a] & solution.pinned[b]
+                np.minimum.at(first, b[reached], first[a[reached]])
+    return np.where(first < len(axes.pins), first, -1)

@@ -13,7 +13,8 @@ from secateur.types import Group, Ints, Slice
 
 def _positions(axes: Axes, solution: Solution) -> tuple[list[tuple[str, int]], Ints, Ints, Ints]:
     """Every position of every tensor axis that may go: (key, position, root); keys index the returned list."""
-    keys, which, where, root = [], [], [], []
+    keys: list[tuple[str, int]] = []
+    which, where, root = [], [], []
     for index, name in axes.names.items():
         for d, ids in enumerate(axes.ids[index]):
             if ids is None:
@@ -26,7 +27,8 @@ def _positions(axes: Axes, solution: Solution) -> tuple[list[tuple[str, int]], I
                 root.append(r[live])
                 keys.append((name, d))
     if not keys:
-        return [], *(np.zeros(0, np.int64) for _ in range(3))  # type: ignore[return-value]
+        none = np.zeros(0, np.int64)
+        return [], none, none, none
     return keys, np.concatenate(which), np.concatenate(where), np.concatenate(root)
 
 
@@ -51,17 +53,19 @@ def gather(axes: Axes, solution: Solution) -> list[tuple[Group, tuple[Ints, ...]
     found.sort(key=lambda f: min((order[keys[k][0]], keys[k][1]) for k, _ in f[1]))
     for roots, parts in found:
         slices = tuple(
-            Slice(
-                *keys[k],
-                idx,
-                "in" if axes.ids[axes.graph.tensors[keys[k][0]].index][keys[k][1]][0] in inputs else "out",
-            )  # type: ignore[index]
+            Slice(*keys[k], idx, "in" if _first(axes, keys[k]) in inputs else "out")
             for k, idx in sorted(parts, key=lambda p: (order[keys[p[0]][0]], keys[p[0]][1]))
         )
         if len(roots) < 1 or not any(s.name in axes.graph.floating for s in slices):
             continue
         made.append((_named(slices, roots, labels, taken), _compact(roots)))
     return made
+
+
+def _first(axes: Axes, key: tuple[str, int]) -> int:
+    """The first id of an axis of a tensor."""
+    ids = axes.ids[axes.graph.tensors[key[0]].index][key[1]]
+    return -1 if ids is None else int(ids[0])
 
 
 def _compact(roots: Ints | list[Ints]) -> tuple[Ints, ...]:
@@ -103,7 +107,7 @@ def _plain_groups(
     keys: list[tuple[str, int]], which: Ints, where: Ints, root: Ints, signature: Ints
 ) -> list[tuple[Ints | list[Ints], list[tuple[int, Ints]]]]:
     """Units of one root each, vectorised."""
-    out = []
+    out: list[tuple[Ints | list[Ints], list[tuple[int, Ints]]]] = []
     if not len(root):
         return []
     roots = np.unique(root)
@@ -156,9 +160,11 @@ def _celled_groups(
         families.setdefault(sign, []).append((closure, which[at], where[at]))
     out = []
     for units in families.values():
-        units.sort(key=lambda u: (int(u[1].min()), int(u[2][u[1] == u[1].min()].min())))
-        parts = []
-        for k in np.unique(units[0][1]):
-            parts.append((int(k), np.stack([np.sort(p[w == k]) for _, w, p in units])))
-        out.append(([c for c, _, _ in units], parts))
+        # every unit of a family takes as many positions of each axis: one row a unit, axis after axis
+        rows = np.stack([p[np.lexsort((p, w))] for _, w, p in units])
+        axis, starts = np.unique(np.sort(units[0][1]), return_index=True)
+        by_place = np.argsort(rows[:, 0], kind="stable")
+        ends = [*starts[1:], rows.shape[1]]
+        parts = [(int(k), rows[by_place, a:b]) for k, a, b in zip(axis, starts, ends, strict=True)]
+        out.append(([units[i][0] for i in by_place], parts))
     return out

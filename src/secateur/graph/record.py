@@ -387,13 +387,9 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
     recorder, named = _Recorder(), _named(model)
     with no_garbage_collection(), untouched(model), _watching(model, recorder), torch.no_grad():
         outputs = way(model, examples, recorder)
-    attributes = {
-        leaf
-        for call in recorder.calls
-        for size in call.sizes
-        for leaf in leaves(expression(size))
-        if isinstance(leaf, Attribute)
-    }
+    sources = [expression(size) for call in recorder.calls for size in call.sizes]
+    sources += [source for source, _ in recorder.escapes]
+    attributes = {leaf for source in sources for leaf in leaves(source) if isinstance(leaf, Attribute)}
     integers = {n: t for n, t in named.items() if t.dtype == torch.long and t.device.type != "meta"}
     return Graph(
         calls=tuple(recorder.calls),

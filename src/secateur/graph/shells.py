@@ -50,13 +50,12 @@ def call_fake(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
         return made[0] if container is None else container(made)
     before = [_fact(a) if isinstance(a, Tensor) else None for a in args]
     out = op(*args, **kwargs)
-    container = None if isinstance(out, Tensor) else type(out) if type(out) in (tuple, list) else ...
-    outs = [out] if container is None else list(out) if container is not ... else []
-    specs = [_spec(o, args, before) for o in outs]
-    if container is not ... and all(s is not None for s in specs):
+    many = type(out) in (tuple, list)
+    specs = tuple(_spec(o, args, before) for o in (out if many else [out]))
+    if all(s is not None for s in specs):
         if len(_known) > _MOST:
             _known.clear()
-        _known[key] = (container, tuple(specs))  # type: ignore[assignment]
+        _known[key] = (type(out) if many else None, specs)
     return out
 
 
@@ -87,7 +86,7 @@ def _facts(item: Any) -> Any:
 
 
 def _fact(t: Tensor) -> tuple[Any, ...]:
-    if t.__class__ is FakeTensor and t.constant is not None:  # type: ignore[attr-defined]
+    if isinstance(t, FakeTensor) and t.constant is not None:
         raise _Constant
     return (t.shape, t.stride(), t.dtype, t.device)
 

@@ -78,10 +78,8 @@ class Zeros:
             return
         first = next(call.tensors(), None)
         in_place = op.endswith("_") and op not in _VIEWS
-        for out in tracked or [None]:  # type: ignore[list-item]
+        for out in tracked:
             flags = self._result(op.removesuffix("_") if in_place else op, call, out)
-            if out is None:
-                continue
             base = self._base.get(first.index, first.index) if first is not None else out.index
             if in_place:
                 if not all(flags):
@@ -94,7 +92,8 @@ class Zeros:
 
     def _result(self, op: str, call: Call, out: Value) -> Flags:
         if op in _CONTRACTIONS:
-            return _CONTRACTIONS[op](self, call)
+            found: Flags = _CONTRACTIONS[op](self, call)
+            return found
         tensors = list(call.tensors())
         if op in _KEEPS:
             return self._moved(tensors[0], out, op)

@@ -23,8 +23,7 @@ TARGETS = "targets"
 """An array of this name in a data file is what the model should answer, not an input."""
 
 _DTYPES = {
-    name: getattr(torch, name)
-    for name in "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool".split()  # noqa: SIM905
+    name: getattr(torch, name) for name in "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool".split()
 }
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]\w*))?(?::(?P<below>\d+))?")
 

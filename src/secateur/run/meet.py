@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,9 +43,9 @@ def meet(
 ) -> Plan:
     """A plan whose cost meets the budget, by count where the cost is exact, by measurement where it is not.
 
-    A measured cost is predicted; what the prediction is asked for is corrected by the ratio found at the last
-    attempt, or halves the distance between an attempt that held and one that did not. The first attempt that comes
-    within 5 % below the limit is taken, else the nearest below it after eight. The one taken is timed once more.
+    A measured cost is predicted. What the prediction is asked for is corrected from attempt to attempt, along the line
+    through what was measured nearest the limit on either side. The first attempt that comes within 5 % below the limit
+    is taken, else the nearest below it after eight. The one taken is timed once more.
 
     Raises:
         BudgetError: no attempt met the budget; ``closest`` is the least that was measured.
@@ -56,22 +55,28 @@ def meet(
         return allocate(scores, budget, allocation, limits, made)
     made = {"budget": asked(budget), **made}
     tried: dict[bytes, Attempt] = {}
-    low, high, aim = 0.0, math.inf, budget.limit * AIM
+
+    def attempt(aim: float) -> Attempt | None:
+        return _attempt(model, scores, replace(budget, limit=aim), allocation, limits, made, tried, tell)
+
+    points, aim = [(budget.cost.dense, budget.cost.dense)], budget.limit * AIM
     for _ in range(STEPS):
-        found = _attempt(model, scores, budget, aim, allocation, limits, made, tried, tell)
-        if found is not None and NEAR * budget.limit <= found.measured <= budget.limit and _holds(model, budget, found):
-            return found.plan
-        if found is not None and found.measured < NEAR * budget.limit:
-            low = max(low, aim)
-        else:
-            high = min(high, aim)
-        if len(tried) >= ROUNDS or high - low < budget.limit / 1000 or (found is not None and found.last and low == 0):
+        known, found = len(tried), attempt(aim)
+        measured = budget.cost.dense if found is None else found.measured
+        if found is not None and NEAR * budget.limit <= measured <= budget.limit:
+            again = _again(model, budget, found)
+            if again <= budget.limit * (1 + TOLERANCE / 2):
+                return found.plan
+            measured = again
+        points.append((aim, measured))
+        aim = _next(points, budget.limit * AIM, stalled=len(tried) == known)
+        close = min(abs(aim - a) for a, _ in points) < budget.limit / 2000
+        if len(tried) >= ROUNDS or close or (found is not None and found.last and measured > budget.limit):
             break
-        aim *= 1.0 if found is None else min(max(budget.limit * AIM / found.measured, 0.6), 1.5)
-        if not low < aim < high:
-            aim = (low + high) / 2
+    if all(a.measured > budget.limit for a in tried.values()):
+        attempt(budget.limit * 1e-9)  # all that the limits allow
     for best in sorted(tried.values(), key=lambda a: -a.measured):
-        if best.measured <= budget.limit and _holds(model, budget, best):
+        if best.measured <= budget.limit and _again(model, budget, best) <= budget.limit * (1 + TOLERANCE / 2):
             return best.plan
     least = min(a.measured for a in tried.values())
     raise BudgetError(
@@ -82,17 +87,30 @@ def meet(
     )
 
 
-def _holds(model: nn.Module, budget: Budget, attempt: Attempt) -> bool:
-    """Whether the figure holds when it is taken once more: the best of several attempts is partly luck."""
+def _next(points: Sequence[tuple[float, float]], wanted: float, stalled: bool) -> float:
+    """Where to aim: points are (aimed at, measured), the uncut model first, and measured figures rise with the aim."""
+    above = min((p for p in points if p[1] > wanted), default=points[0])
+    below = max((p for p in points if p[1] <= wanted and p[0] < above[0]), default=None)
+    if below is None:  # on along the line through the two lowest
+        (a, x), (b, y) = sorted(points)[:2] if len(points) > 1 else (points[0], points[0])
+        slope = (y - x) / (b - a) if b > a else 0.0
+        return min(max(a - (x - wanted) / slope if slope > 0 else 0.0, 0.3 * a), 0.97 * a)
+    if stalled or (points[-1][1] > wanted) == (points[-2][1] > wanted):  # a step, not a line: halve
+        return (below[0] + above[0]) / 2
+    share = min(max((wanted - below[1]) / (above[1] - below[1]), 0.1), 0.9)
+    return below[0] + share * (above[0] - below[0])
+
+
+def _again(model: nn.Module, budget: Budget, attempt: Attempt) -> float:
+    """A second timing: the best of several attempts is partly luck."""
     assert budget.cost.measured is not None
-    return budget.cost.measured(apply(attempt.plan, model), True) <= budget.limit * (1 + TOLERANCE / 2)
+    return budget.cost.measured(apply(attempt.plan, model), True)
 
 
 def _attempt(
     model: nn.Module,
     scores: Scores,
     budget: Budget,
-    aim: float,
     allocation: Allocation,
     limits: Limits,
     made: Mapping[str, Any],
@@ -103,7 +121,7 @@ def _attempt(
     assert budget.cost.measured is not None
     last = False
     try:
-        plan = allocate(scores, replace(budget, limit=aim), allocation, limits, made)
+        plan = allocate(scores, budget, allocation, limits, made)
     except BudgetError as error:  # by the prediction: try all that the limits allow before giving up
         if error.closest is None or error.closest >= budget.cost.dense:
             raise
@@ -117,5 +135,5 @@ def _attempt(
     if key not in tried:
         tried[key] = Attempt(plan, budget.cost.measured(apply(plan, model), False), last)
         tell(f"{budget.cost.name} {tried[key].measured / budget.cost.dense:.1%} of dense")
-        log.info("aimed at %.6g, measured %.6g %s", aim, tried[key].measured, budget.cost.unit)
+        log.info("aimed at %.6g, measured %.6g %s", budget.limit, tried[key].measured, budget.cost.unit)
     return replace(tried[key], last=last)

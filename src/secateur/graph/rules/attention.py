@@ -33,7 +33,8 @@ def attention(axes: Axes, call: Call) -> list[list[Axis]]:
     (batch, _, time, depth), (_, _, keys, _), width = shapes[0], shapes[1], shapes[2][3]
     axes.count_macs(None, q[1], None, q[3], value=(batch, many, time * keys, depth))
     axes.count_macs(None, q[1], None, v[3], value=(batch, many, time * keys, width))
-    return [[q[0], q[1], q[2], v[3]], *[[None] * o.ndim if o is not None else [] for o in call.outs[1:]]]
+    rest: list[list[Axis]] = [[None] * o.ndim if o is not None else [] for o in call.outs[1:]]
+    return [[q[0], q[1], q[2], v[3]], *rest]
 
 
 def _mask(axes: Axes, call: Call, against: list[Axis]) -> None:
@@ -50,7 +51,8 @@ RULES = table(
     (
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
         "_scaled_dot_product_attention_math _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_cudnn_attention scaled_dot_product_attention _scaled_dot_product_fused_attention_overrideable",
+        "_scaled_dot_product_cudnn_attention scaled_dot_product_attention "
+        "_scaled_dot_product_fused_attention_overrideable",
         attention,
     )
 )

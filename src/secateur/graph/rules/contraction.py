@@ -23,9 +23,8 @@ def _weight_label(axes: Axes, w: Value, out: Axis) -> None:
 
 def mm(axes: Axes, call: Call) -> list[Axis]:
     """(m, k) @ (k, n)."""
-    x, y = call.args.get("self"), call["mat2"]
-    if call.op == "aten::addmm":
-        x = call["mat1"]
+    x: Value = call["mat1" if call.op == "aten::addmm" else "self"]
+    y: Value = call["mat2"]
     _contract(axes, x, 1, y, 0)
     (m, k), (_, n) = axes[x], axes[y]
     axes.count_macs(m, k, n, value=(*x.shape, y.shape[1]))
@@ -64,7 +63,7 @@ def mv(axes: Axes, call: Call) -> list[Axis]:
 
 def dot(axes: Axes, call: Call) -> list[Axis]:
     """(k) @ (k)."""
-    _contract(axes, call["self"], 0, call.args.get("tensor", call.args.get("other")), 0)
+    _contract(axes, call["self"], 0, call["tensor" if "tensor" in call.args else "other"], 0)
     return []
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call
 from secateur.graph.rules._table import dims_of, table
@@ -32,7 +35,7 @@ def along(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
     return ids if len(call.outs) == 1 else [list(ids) for _ in call.outs]
 
 
-def _spatial(k: int) -> object:
+def _spatial(k: int) -> Callable[[Axes, Call], Any]:
     def rule(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
         source, *others = call.tensors()
         ids = axes[source]
@@ -67,7 +70,7 @@ RULES = {
         ("glu", glu),
     ),
     **{
-        f"aten::{name}": _spatial(k)  # type: ignore[dict-item]
+        f"aten::{name}": _spatial(k)
         for k, names in {
             1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d reflection_pad1d replication_pad1d "
             "upsample_nearest1d upsample_linear1d max_pool1d_with_indices",

@@ -284,7 +284,8 @@ def roll(axes: Axes, call: Call) -> list[Axis]:
 
 def repeat(axes: Axes, call: Call) -> list[Axis]:
     """Tiles."""
-    ids: list[Axis] = [None] * (call.out.ndim - call["self"].ndim) + axes[call["self"]]
+    lead: list[Axis] = [None] * (call.out.ndim - call["self"].ndim)
+    ids = lead + axes[call["self"]]
     return [None if a is None else np.tile(a, k) for a, k in zip(ids, call["repeats"], strict=True)]
 
 

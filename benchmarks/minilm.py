@@ -1,0 +1,126 @@
+"""MiniLM at half its measured latency: secateur beside dropping layers, uniform magnitude and random units.
+
+Experiment ``minilm`` of `benchmarks/results/main.csv`. Every case is held to half of the dense model's latency in ONNX
+Runtime (batch 1, 128 tokens, one thread) and recovered by the same distillation, 520 steps on the same unlabelled news
+texts; the cases that cut units are refitted by least squares first, as secateur is. The figures are fidelity to the
+dense model on texts and word pairs that nothing is fitted or selected on.
+
+A part (one case, one seed) that is done is kept in ``.cache``, so an interrupted run goes on where it was. ``--part``
+makes one part and no rows; without it all missing parts are made, then every case is timed against the dense model in
+one interleaved run and the rows are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import _rows
+
+sys.path.insert(0, str(_rows.ROOT / "examples"))
+
+from torch import nn
+
+import minilm as demo
+import secateur as sc
+from materials import minilm
+from secateur.export.atomic import write_bytes
+from sentences import Fidelity, Texts, crops
+
+CASES = ("secateur", "layer_drop", "magnitude_uniform", "random")
+SEEDS = (0, 1, 2)
+FOLDER = _rows.CACHE / "minilm"
+STEPS = 6 if _rows.quick() else demo.STEPS
+
+
+def make(case: str, seed: int, model: nn.Module, texts: Texts) -> tuple[nn.Module, sc.Plan | None]:
+    """One case, recovered."""
+    if case == "secateur":
+        result = demo.secateur_case(model, texts, seed, STEPS, None, lambda words: None, None)
+        return result.model, result.plan
+    pool = crops(texts, 160_000, seed=seed, size=768)
+    if case == "layer_drop":
+        small = demo.drop_layers(model)
+        demo.distillation(pool, seed, STEPS, demo.dropped_hidden()).run(small, model, sc.Plan({}, {}, {}, {}, {}, {}))
+        return small, None
+    example = demo.example_of(texts)
+    result = sc.prune(
+        model,
+        example,
+        budget=sc.Budget.of_dense(sc.latency(model, example, demo.TARGET), 0.5),
+        criterion=sc.magnitude if case == "magnitude_uniform" else sc.random(seed),
+        allocation=sc.uniform,
+        recover=demo.recoveries(texts, crops(texts, 16_384, seed=seed, size=1024), seed, STEPS, None),
+        limits=demo.LIMITS,
+        seed=seed,
+    )
+    return result.model, result.plan
+
+
+def part(case: str, seed: int) -> dict[str, Any]:
+    """Figures of one case and seed, made once."""
+    file = FOLDER / f"{case}-{seed}-{STEPS}.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    model, texts = minilm(), Texts()
+    start = time.perf_counter()
+    small, plan = make(case, seed, model, texts)
+    seconds = time.perf_counter() - start
+    quality = Fidelity(texts, model)
+    dense, ours = quality(model), quality(small)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if plan is not None:
+        sc.save_plan(file.with_suffix(".plan"), plan)
+    figures = {
+        "cosine": ours["cosine"].value,
+        "pair_correlation": ours["pair correlation"].value,
+        "wordsim_ratio": ours["WordSim-353"].value / dense["WordSim-353"].value,
+        "bbc_delta_points": 100 * (ours["BBC accuracy"].value - dense["BBC accuracy"].value),
+        "seconds": seconds,
+    }
+    write_bytes(file, json.dumps(figures).encode())
+    return figures
+
+
+def timed(parts: dict[tuple[str, int], dict[str, Any]]) -> dict[tuple[str, int], float]:
+    """Latency ratios, a seed at a time, the dense model and all its cases interleaved in one run."""
+    model, texts = minilm(), Texts()
+    example, ratios = demo.example_of(texts), {}
+    for seed in SEEDS:
+        cases = [c for c, s in parts if s == seed]
+        models = [model]
+        for case in cases:
+            plan = FOLDER / f"{case}-{seed}-{STEPS}.plan"
+            models.append(sc.apply(sc.load_plan(plan), model) if plan.is_dir() else demo.drop_layers(model))
+        dense, *cut = sc.measure_models(demo.TARGET, models, example, 60)
+        ratios.update({(c, seed): m.median / dense.median for c, m in zip(cases, cut, strict=True)})
+    return ratios
+
+
+def main() -> None:
+    """Make what is missing, time everything, write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs=2, metavar=("CASE", "SEED"), help="make one part only")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if options.part:
+        print(*options.part, part(options.part[0], int(options.part[1])))
+        return
+    parts = {(case, seed): part(case, seed) for seed in SEEDS for case in CASES}
+    units = {"seconds": "s", "bbc_delta_points": "points"}
+    figures = []
+    for (case, seed), ratio in timed(parts).items():
+        figures.append(_rows.Figure(case, "latency_ratio", ratio, "", seed))
+        for metric, value in parts[case, seed].items():
+            figures.append(_rows.Figure(case, metric, value, units.get(metric, ""), seed))
+    print(Path(_rows.write("minilm", figures, also=("transformers",))))
+
+
+if __name__ == "__main__":
+    main()
