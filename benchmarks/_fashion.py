@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import inspect
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from secateur.export.atomic import write_bytes
 
 MEAN, DEVIATION = 0.2860, 0.3530
 HELD_OUT = 2_000
+PACKAGE, INSTALLED = "dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +47,29 @@ def load(split: str) -> Images:
     Raises:
         FileNotFoundError: the files are not there; says where to get them.
     """
-    folder = Path(os.environ.get("SECATEUR_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"{folder} is missing: apt-get install dataset-fashion-mnist, or let SECATEUR_FASHION_MNIST name a folder "
-            "with its four .gz files"
-        )
+    given = os.environ.get("SECATEUR_FASHION_MNIST")
+    folder = Path(given) if given else INSTALLED if INSTALLED.exists() else _unpacked()
     pixels = _bytes(folder / f"{split}-images-idx3-ubyte.gz", skip=16).reshape(-1, 1, 28, 28)
     x = torch.from_numpy(pixels).float().div_(255).sub_(MEAN).div_(DEVIATION)
     return Images(x, torch.from_numpy(_bytes(folder / f"{split}-labels-idx1-ubyte.gz", skip=8)).long())
+
+
+def _unpacked() -> Path:
+    """The Debian package, fetched and unpacked in the cache: it need not be installed."""
+    root = CACHE / "debian"
+    folder = root / INSTALLED.relative_to("/")
+    if folder.exists():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=root, check=True, capture_output=True)
+        subprocess.run(["dpkg-deb", "-x", next(root.glob(f"{PACKAGE}*.deb")), root], check=True)
+    except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+        raise FileNotFoundError(
+            f"{INSTALLED} is missing and {PACKAGE} could not be fetched ({error}): apt-get install {PACKAGE}, or let "
+            "SECATEUR_FASHION_MNIST name a folder with the four .gz files"
+        ) from error
+    return folder
 
 
 def _bytes(path: Path, skip: int) -> npt.NDArray[np.uint8]:

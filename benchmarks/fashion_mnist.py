@@ -35,8 +35,8 @@ SEEDS, BUDGETS = (0, 1, 2), (0.5, 0.25)
 BATCH, EPOCHS, RATE = 32, 2, 2e-3
 TARGET = sc.with_threads(sc.onnxruntime, 1)
 RIVALS: dict[str, dict[str, Any]] = {
-    "torch_pruning": {"rank": "GroupMagnitudeImportance", "options": {"round_to": 8}},
-    "torch_pruning_taylor": {"rank": "GroupTaylorImportance", "options": {"round_to": 8, "global_pruning": True}},
+    "torch_pruning": {"rank": "GroupMagnitudeImportance", "options": {}},
+    "torch_pruning_taylor": {"rank": "GroupTaylorImportance", "options": {"global_pruning": True}},
 }
 
 
@@ -91,9 +91,8 @@ def theirs(model: nn.Module, given: Data, rank: str, options: dict[str, Any], pa
         torch.zeros(1, 1, 28, 28),
         parameters,
         _peer.importance(rank),
-        keep=lambda small: [m for m in small.modules() if isinstance(m, nn.Linear)],
         loss=loss if "Taylor" in rank else None,
-        options=lambda small: options,
+        options=lambda small: {"ignored_layers": _peer.classifiers(small), **options},
     )
 
 

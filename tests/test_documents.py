@@ -70,3 +70,12 @@ def test_every_dependency_is_explained():
     pinned = (ROOT / "constraints.txt").read_text()
     direct = [re.split(r"[=<>\[]", d)[0] for d in wanted]
     assert [n for n in direct if not re.search(rf"(?mi)^{n}==", pinned)] == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python run" in p.read_text()], ids=lambda p: p.name)
+def test_examples_of_a_page_run_in_order(page):
+    names = {"__name__": "example"}
+    for block in re.findall(r"```python run\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, str(page), "exec"), names)  # our own text
+    assert names

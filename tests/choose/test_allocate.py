@@ -60,7 +60,9 @@ def test_knapsack_is_the_best_of_all_choices(values: Any, steps: Any, share: flo
     limit = least + share * (cost.dense - least)
     plan = sc.allocate(scores, sc.Budget(cost, limit), sc.knapsack)
     assert cost.of(GROUPS, plan.keep) <= limit
-    best = min(lost(scores, c) for c in every_choice() if additive(curves, base).of(GROUPS, keep_best(scores, c)) <= limit)
+    best = min(
+        lost(scores, c) for c in every_choice() if additive(curves, base).of(GROUPS, keep_best(scores, c)) <= limit
+    )
     step = limit / 4096 * len(SIZES)  # what rounding to buckets may hide
     tight = [c for c in every_choice() if cost.of(GROUPS, keep_best(scores, c)) <= limit - step]
     assert best - 1e-6 <= lost(scores, counts(plan)) <= min((lost(scores, c) for c in tight), default=np.inf) + 1e-6
@@ -82,7 +84,7 @@ def test_knapsack_meets_costs_of_two_sides(values: Any, share: float) -> None:
             assert cost.of(GROUPS, keep_best(scores, {**counts(plan), name: n + 1})) > budget.limit
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(values=scores_strategy, share=st.floats(0.0, 0.98), allocation=st.sampled_from(ALLOCATIONS[:2]))
 def test_uniform_and_global_cut_no_more_than_they_must(values: Any, share: float, allocation: Any) -> None:
     scores, cost = scores_of(GROUPS, values), sc.params(NET)
@@ -221,7 +223,9 @@ def test_the_plan_says_what_made_it() -> None:
 
 def test_knapsack_where_a_staircase_makes_smaller_dearer() -> None:
     """Odd widths cost as much as the next even one and a bit: only even ones are worth choosing."""
-    curves = {n: [2 * ((k + 1) // 2) + 0.5 * (k % 2) for k in range(size + 1)] for n, size in zip(NAMES, SIZES, strict=True)}
+    curves = {
+        n: [2 * ((k + 1) // 2) + 0.5 * (k % 2) for k in range(size + 1)] for n, size in zip(NAMES, SIZES, strict=True)
+    }
     scores = scores_of(GROUPS, [np.arange(1, n + 1).tolist() for n in SIZES])
     cost = additive(curves)
     plan = sc.allocate(scores, sc.Budget(cost, 10), sc.knapsack)

@@ -37,7 +37,10 @@ CASES: list[tuple[nn.Module, Example]] = [
     (cnn(), torch.zeros(2, 3, 8, 8)),
     (attention(), torch.zeros(2, 5, 16)),
     (Tied(), torch.tensor([[1, 2, 3]])),
-    (nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Conv1d(6, 6, 3, groups=6), nn.Conv1d(6, 1, 1)), torch.zeros(1, 2, 9)),
+    (
+        nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Conv1d(6, 6, 3, groups=6), nn.Conv1d(6, 1, 1)),
+        torch.zeros(1, 2, 9),
+    ),
 ]
 
 

@@ -154,7 +154,10 @@ def test_the_configuration_is_the_uncut_one(saved: Any) -> None:
 
     back = sc.load(folder / "llama", LlamaConfig.from_dict(config))  # a config may be given
     example = CASES["llama"][1]
-    assert all(torch.equal(a, b) for a, b in zip(outputs(back, example).values(), outputs(models["llama"], example).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(outputs(back, example).values(), outputs(models["llama"], example).values(), strict=True)
+    )
 
 
 def test_an_uncut_model_may_be_given(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_wrong_builders_are_refused(folder: Path) -> None:
     class Other(nn.Sequential):
         pass
 
-    for given, error, words in (
+    for builder, error, words in (
         (lambda: mlp(4, 9, 2), PlanError, r"cuts dim 0 of '0\.bias' from 8 positions, but its shape is \(9,\)"),
         (lambda: mlp(4, 8, 3), PlanError, r"does not match .*'2\.weight', '2\.bias'.*made by nets:build"),
         (lambda: mlp(4, 8, 2, 2), PlanError, r"does not match .*4\.bias"),
@@ -191,7 +194,7 @@ def test_wrong_builders_are_refused(folder: Path) -> None:
         (None, FormatError, r"holds a Sequential: give sc\.load a function.*nets:build"),
     ):
         with pytest.raises(error, match=words):
-            sc.load(folder, given)
+            sc.load(folder, builder)
     sc.load(folder, build)
 
 
@@ -366,7 +369,11 @@ def test_kill_9_at_any_moment_leaves_the_old_one_or_the_new_one(
     for _ in range(40):
         killer(folder, rng.uniform(0, 0.08), True)
         state = sc.load(folder, lambda: Attention(32, 8, 256)).state_dict()
-        assert any(all(torch.equal(state[n], e[n]) for n in e) for e in expected if e["up.weight"].shape == state["up.weight"].shape)
+        assert any(
+            all(torch.equal(state[n], e[n]) for n in e)
+            for e in expected
+            if e["up.weight"].shape == state["up.weight"].shape
+        )
     fresh: list[Path] = []
     for i in range(60):
         killer(tmp_path / f"new{i}", rng.uniform(0, 0.01 * i), False)

@@ -142,7 +142,9 @@ def test_matrix_there_and_back(in_dim: int) -> None:
     assert flat.shape == (weight.shape[1 - in_dim], weight.shape[in_dim] * 6)
     assert torch.equal(from_matrix(flat, weight, in_dim), weight)
     fewer = flat.reshape(len(flat), -1, 6)[:, ::2].reshape(len(flat), -1)
-    assert torch.equal(from_matrix(fewer, weight, in_dim), weight.index_select(in_dim, torch.arange(0, weight.shape[in_dim], 2)))
+    assert torch.equal(
+        from_matrix(fewer, weight, in_dim), weight.index_select(in_dim, torch.arange(0, weight.shape[in_dim], 2))
+    )
 
 
 def test_columns_are_the_positions_of_the_matrix() -> None:

@@ -50,7 +50,9 @@ def test_two_layers_are_ridge_regression(bias: bool, damping: float) -> None:
     with torch.no_grad():
         after = small(torch.cat(data)).numpy()
     energy = np.square(y).sum()
-    assert report == {"2.weight": (pytest.approx(squared(before, y) / energy), pytest.approx(squared(after, y) / energy))}
+    assert report == {
+        "2.weight": (pytest.approx(squared(before, y) / energy), pytest.approx(squared(after, y) / energy))
+    }
     assert squared(after, y) < squared(before, y)
 
 
@@ -177,7 +179,9 @@ def test_a_sum_after_a_change_is_no_residual_stream() -> None:
     old, x = small.b.weight.detach().clone(), torch.cat(data)
     refit_(small, dense, plan, data)
     with torch.no_grad():
-        expected = ridge(torch.relu(small.a(x)).numpy(), dense.b(torch.relu(dense.a(x))).numpy(), old.T.numpy(), 1e-2, True)
+        expected = ridge(
+            torch.relu(small.a(x)).numpy(), dense.b(torch.relu(dense.a(x))).numpy(), old.T.numpy(), 1e-2, True
+        )
     np.testing.assert_allclose(small.b.weight.detach().T, expected[:-1], rtol=1e-5, atol=1e-7)
 
 

@@ -192,6 +192,13 @@ def knapsack_with(buckets: int = 4096, rounds: int = 4) -> Allocation:
         ``rounds`` times, and the best solution that truly meets the budget is kept.
 
         Time: groups x options x buckets; memory: groups x buckets.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> scores = sc.score(net, sc.couple(sc.trace(net, torch.zeros(1, 4))), sc.magnitude)
+            >>> sc.allocate(scores, sc.Budget.of_dense(sc.params(net), 0.5), sc.knapsack).removed
+            5
         """
         loss = {g.name: _losses(scores.values[g.name], options[g.name]) for g in scores.groups}
         counts: Counts = uniform(scores, budget, options)

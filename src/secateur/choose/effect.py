@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.choose.plan import make_plan
 from secateur.errors import DataError
 from secateur.graph.surgery import apply
-from secateur.score.calibrate import Moment, checked
+from secateur.score.calibrate import Moment, checked, quiet_eval
 from secateur.score.capture import columns, from_matrix, matrix
 from secateur.score.obs import damped
 from secateur.types import Batches, Bools, Group, Plan, Scores, run, tensors_of
@@ -46,13 +46,20 @@ def by_effect(
         DataError: no batches, or outputs that are not finite.
 
     Time: one forward pass over the batches a group, and one solve. Memory: one more model.
+
+    Example:
+        >>> import secateur as sc
+        >>> net, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), [torch.randn(16, 4)]
+        >>> scores = sc.score(net, sc.couple(sc.trace(net, data[0])), sc.magnitude)
+        >>> by_effect(net, data)(scores).normalization
+        'effect'
     """
     data = [(example, batch) for (_, example, _), batch in _with_batches(model, batches)]
 
     def normalize(scores: Scores) -> Scores:
         far = distance or relative_error
-        with torch.no_grad():
-            dense = [run(model.eval(), example) for example, _ in data]
+        with quiet_eval(model), torch.no_grad():
+            dense = [run(model, example) for example, _ in data]
             values = {}
             for g in scores.groups:
                 lost, plan = _half(scores, g, fraction)

@@ -73,8 +73,9 @@ class Zeros:
         """Work out the outputs of a call, and pin what it may not sum over."""
         tracked = [v for v in call.outs if v is not None and any(a is not None for a in self.axes[v])]
         op = call.op.removeprefix("aten::")
-        contracts = op in _CONTRACTIONS
-        if not tracked and not contracts:
+        if not tracked:
+            if op in _CONTRACTIONS:
+                _CONTRACTIONS[op](self, call)  # it may sum over a cut axis all the same
             return
         first = next(call.tensors(), None)
         in_place = op.endswith("_") and op not in _VIEWS

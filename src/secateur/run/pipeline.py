@@ -117,11 +117,9 @@ def prune(
 
 
 def _stats(model: nn.Module, groups: Groups, criterion: Criterion, batches: Batches | None) -> Any:
-    if criterion.stat is None:
-        return None
-    if batches is None:
+    if isinstance(criterion, Criterion) and criterion.stat is not None and batches is None:
         raise DataError(f"criterion {criterion.name} needs calibration data: give batches=...")
-    return calibrate(model, batches, criterion, groups)
+    return calibrate(model, () if batches is None else batches, criterion, groups)
 
 
 def _carry_out(

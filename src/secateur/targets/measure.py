@@ -206,6 +206,11 @@ def compare(dense: Measurement, pruned: Measurement, seed: int = 0, resamples: i
 
     Raises:
         TargetError: the two were not taken in one run, or differ in target, threads or batch.
+
+    Example:
+        >>> dense = Measurement("clock", np.linspace(1.0, 1.02, 30), 1, 1)
+        >>> compare(dense, Measurement("clock", dense.seconds / 2, 1, 1)).ratio
+        0.5
     """
     for what in ("target", "threads", "batch"):
         a, b = getattr(dense, what), getattr(pruned, what)

@@ -30,19 +30,9 @@ def convolution(axes: Axes, call: Call) -> list[Axis]:
     if call["bias"] is not None:
         axes.tie(axes[call["bias"]][0], out)
     space = x.shape[2:] if call["transposed"] else call.out.shape[2:]
-    inner = axes[w][0 if call["transposed"] else 1]
-    axes.count_macs(
-        None,
-        out,
-        inner,
-        None,
-        value=(
-            call.out.shape[0],
-            call.out.shape[1],
-            w.shape[0] // groups if call["transposed"] else w.shape[1],
-            math.prod(space) * math.prod(w.shape[2:]),
-        ),
-    )
+    inner = axes[w][:2] if call["transposed"] else (out, axes[w][1])
+    sizes = (x.shape[0], *w.shape[:2], math.prod(space) * math.prod(w.shape[2:]))
+    axes.count_macs(None, *inner, None, value=sizes)
     return [axes[x][0], out, *[None] * (call.out.ndim - 2)]
 
 

@@ -1,0 +1,186 @@
+"""The benchmarks' shared parts, and a smoke run of the quick ones; their figures are made by `make bench`."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import _fashion
+import _models
+import _peer
+import _photos
+import _rows
+from _rows import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SECATEUR_BENCH_RESULTS", str(tmp_path / "main.csv"))
+    return tmp_path / "main.csv"
+
+
+def of(path: Path, experiment: str) -> list[tuple[str, str, str, str]]:
+    return [(r["case"], r["metric"], r["value"], r["seed"]) for r in _rows.read(path) if r["experiment"] == experiment]
+
+
+def test_rows_of_an_experiment_take_the_place_of_its_old_ones(file: Path) -> None:
+    _rows.write("b", [Figure("x", "accuracy", 90.0, "%"), Figure("y", "accuracy", 91.0, "%")])
+    _rows.write("a", [Figure("x", "seconds", 1.5, "s")])
+    _rows.write("b", [Figure("z", "accuracy", 92.25, "%")])
+    assert of(file, "b") == [("z", "accuracy", "92.25", "")]
+    assert of(file, "a") == [("x", "seconds", "1.5", "")]
+    with file.open(newline="") as f:
+        header = next(csv.reader(f))
+    assert header == "experiment,case,metric,value,unit,seed,machine,versions,date".split(",")
+    assert [r["experiment"] for r in _rows.read(file)] == ["a", "b"]
+    assert all("torch=" in r["versions"] and r["machine"] and r["date"] for r in _rows.read(file))
+
+
+def test_only_the_named_cases_are_replaced(file: Path) -> None:
+    _rows.write("b", [Figure("x", "accuracy", 1.0), Figure("y", "accuracy", 2.0)])
+    _rows.write("b", [Figure("y", "accuracy", 3.0)], cases=["y"])
+    assert of(file, "b") == [("x", "accuracy", "1", ""), ("y", "accuracy", "3", "")]
+    with pytest.raises(ValueError, match="not one of the cases"):
+        _rows.write("b", [Figure("x", "accuracy", 3.0)], cases=["y"])
+
+
+def test_means_over_seeds_stand_beside_the_seeds(file: Path) -> None:
+    _rows.write("b", [Figure("x", "accuracy", 90.0, "%", 0), Figure("x", "accuracy", 93.0, "%", 1)])
+    assert of(file, "b")[-1] == ("x", "accuracy", "91.5", "mean")
+
+
+def test_a_refused_write_leaves_the_file_as_it_was(file: Path) -> None:
+    _rows.write("b", [Figure("x", "accuracy", 1.0)])
+    before = file.read_bytes()
+    for bad in ([Figure("x", "loss", float("nan"))], [Figure("x", "a", 1.0), Figure("x", "a", 2.0)]):
+        with pytest.raises(ValueError, match="finite|twice"):
+            _rows.write("b", bad)
+    assert file.read_bytes() == before
+    file.write_text("other,columns\n1,2\n")
+    with pytest.raises(ValueError, match="columns"):
+        _rows.write("b", [Figure("x", "accuracy", 1.0)])
+
+
+def test_committed_figures_are_well_formed() -> None:
+    rows = _rows.read(ROOT / "benchmarks" / "results" / "main.csv")
+    keys = [(r["experiment"], r["case"], r["metric"], r["seed"]) for r in rows]
+    assert len(keys) == len(set(keys))
+    assert all(float(r["value"]) == float(r["value"]) for r in rows)
+
+
+@pytest.mark.parametrize("name", ["GroupMagnitudeImportance", "GroupTaylorImportance"])
+def test_the_peer_is_brought_to_the_same_number_of_parameters(name: str) -> None:
+    torch.manual_seed(0)
+    model, example = _models.cnn()
+    x, asked = torch.randn(8, 1, 28, 28), 40_000
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    small = _peer.cut_to(
+        model,
+        example,
+        asked,
+        _peer.importance(name),
+        loss=lambda m: m(x).square().sum(),
+        options=lambda m: {"ignored_layers": _peer.classifiers(m)},
+    )
+    assert abs(sum(p.numel() for p in small.parameters()) - asked) <= 0.05 * asked
+    assert small(x).shape == (8, 10)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_the_peer_returns_can_be_recovered_and_measured_like_ours() -> None:
+    model, example = _models.cnn(8)
+    small = _peer.cut_to(
+        model,
+        example,
+        3_000,
+        _peer.importance("GroupMagnitudeImportance"),
+        options=lambda m: {"ignored_layers": _peer.classifiers(m)},
+    )
+    data = [torch.randn(16, 1, 28, 28) for _ in range(2)]
+    sc.recalibrate_bn(data).run(small, model, None)  # type: ignore[arg-type]
+    sc.distill(data, steps=1).run(small, model, None)  # type: ignore[arg-type]
+    dense, cut = sc.measure_models(sc.eager, [model, small], example, 3)
+    assert dense.median > 0
+    assert cut.median > 0
+    assert isinstance(small, nn.Module)
+
+
+def test_idx_files_are_read_whatever_folder_holds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_FASHION_MNIST", str(tmp_path))
+    pixels, classes = bytes(range(256)) * (3 * 28 * 28 // 256) + bytes(48), bytes([7, 0, 9])
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pixels))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + classes))
+    images = _fashion.load("train")
+    assert images.y.tolist() == [7, 0, 9]
+    assert images.x.shape == (3, 1, 28, 28)
+    back = images.x.flatten() * _fashion.DEVIATION + _fashion.MEAN
+    assert (back * 255).round().byte().tolist() == list(pixels)
+
+
+def test_an_augmented_image_is_the_image_or_its_mirror_moved_by_up_to_two() -> None:
+    x = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    moved = _fashion.augment(x, torch.Generator().manual_seed(1))
+    inner = moved[:, 0, 4:-4, 4:-4]
+    candidates = [
+        view[:, 0, 4 + i : 24 + i, 4 + j : 24 + j]
+        for view in (x, x.flip(3))
+        for i in range(-2, 3)
+        for j in range(-2, 3)
+    ]
+    found = torch.stack([(inner == c).flatten(1).all(1) for c in candidates])  # (candidates, images)
+    assert found.any(0).all()
+    assert found.any(1).sum() > 20
+
+
+def test_epochs_are_a_function_of_seed_and_number() -> None:
+    images = _fashion.Images(torch.arange(10.0).reshape(10, 1, 1, 1).expand(10, 1, 28, 28), torch.arange(10))
+    epoch = _fashion.epochs_of(images, 4, seed=3)
+    first, again, other = ([y.tolist() for _, y in epoch(n)] for n in (0, 0, 1))
+    assert first == again != other
+    assert len({label for batch in first for label in batch}) == 8
+
+
+def test_photographs_are_split_before_they_are_cut() -> None:
+    given = _photos.photos(24, 22, seed=0)
+    assert given.calibration.shape == (24, 3, 224, 224)
+    assert given.judged.shape == (22, 3, 224, 224)
+    assert -1 <= given.judged.min() < -0.5 < 0.5 < given.judged.max() <= 129 / 128
+    assert torch.equal(_photos.photos(24, 22, seed=0).judged, given.judged)
+
+
+@pytest.mark.parametrize("script", ["masked_equals_shrunk", "trace_seconds"])
+def test_a_smoke_run_writes_its_rows(script: str, tmp_path: Path) -> None:
+    done = run(script, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = _rows.read(tmp_path / "quick.csv")
+    assert {r["experiment"] for r in found} == {script}
+    if script == "masked_equals_shrunk":
+        errors = [float(r["value"]) for r in found if r["metric"] == "max_relative_error"]
+        assert len(errors) == 2
+        assert max(errors) <= 1e-10
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "SECATEUR_BENCH_QUICK": "1",
+        "SECATEUR_BENCH_RESULTS": str(folder / "quick.csv"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])),
+    }
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
