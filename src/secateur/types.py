@@ -349,6 +349,7 @@ def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of an example.
 
     Example:
+        >>> import torch
         >>> as_call(torch.ones(1))
         ((tensor([1.]),), {})
         >>> as_call({"x": 1})
@@ -375,6 +376,7 @@ def tensors_of(output: Any) -> list[Tensor]:
     """The tensors of a model's output, in order, whatever container it uses.
 
     Example:
+        >>> import torch
         >>> len(tensors_of({"a": torch.ones(1), "b": (torch.ones(2), None)}))
         2
     """
@@ -394,6 +396,7 @@ def example_of(model: nn.Module) -> Callable[[Any], tuple[Example, Any]]:
     example) and else by the number of arguments that ``model.forward`` requires: two or more make it an example.
 
     Example:
+        >>> import torch
         >>> example_of(nn.Linear(1, 1))((torch.zeros(1), torch.ones(1)))
         (tensor([0.]), tensor([1.]))
     """

@@ -93,7 +93,7 @@ def test_every_single_unit_can_go(name: str) -> None:
             mask = np.arange(group.units) != unit
             plan = sc.make_plan(groups, {group.name: mask}, {"sparsity": 0})
             report = sc.verify(model, plan, sc.apply(plan, model), example)
-            assert report.ok, (group.name, unit, report.max_error)
+            assert report.max_error <= 1e-10, (group.name, unit)  # a dead unit may change nothing: no control
 
 
 def test_a_float_over_a_size_is_caught_by_the_oracle() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from secateur.graph.couple import couple
+from secateur.graph.couple import macs_of
 from secateur.graph.record import trace
 from secateur.types import Cost, Example
 
@@ -40,5 +40,4 @@ def macs(model: nn.Module, example: Example) -> Cost:
         >>> macs(net, torch.zeros(3, 4)).dense
         144.0
     """
-    groups = couple(trace(model, example))
-    return Cost("macs", "MAC", float(groups.macs(groups.all_kept())), lambda g, keep: g.macs(keep))
+    return Cost("macs", "MAC", float(macs_of(trace(model, example))), lambda g, keep: g.macs(keep))

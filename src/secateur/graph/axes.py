@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from secateur.graph.record import Call, Graph, Place, Value
-from secateur.graph.sizes import Attribute, Expression, Extent, Size, expression, leaves
+from secateur.graph.sizes import Attribute, Expression, Extent, Size, expression, leaves, plain
 from secateur.types import Ints
 
 Axis: TypeAlias = Ints | None
@@ -131,13 +131,13 @@ class Axes:
 
     def expect(self, size: int | None, axis: Axis, call: Call) -> None:
         """The int in the code must be the number of positions kept."""
-        if axis is None or size is None or int(size) == -1:
+        if axis is None or size is None or plain(size) == -1:
             return
         if isinstance(size, Size):
             self.followed.add(expression(size))
             self.expected.append(Expected(expression(size), axis.ravel(), call.place, call.api))
         else:
-            self.pin(f"size {int(size)} is written as a literal in {call.api or call.op}", axis)
+            self.pin(f"size {plain(size)} is written as a literal in {call.api or call.op}", axis)
 
     def stay(self, size: int, call: Call) -> None:
         """The int in the code must keep its value."""
@@ -145,7 +145,7 @@ class Axes:
             return
         self.followed.add(size.source)
         if self.may_follow(size):
-            self.expected.append(Expected(size.source, NOTHING, call.place, call.api, int(size)))
+            self.expected.append(Expected(size.source, NOTHING, call.place, call.api, plain(size)))
 
     def follows(self, leaf: Attribute | Extent) -> bool:
         """Whether what an expression reads can change with a cut."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from secateur.errors import CoupleError
+from secateur.errors import CoupleError, PlanError
 from secateur.graph.axes import NOWHERE, Axes
 from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
@@ -73,12 +73,23 @@ class Groups:
         return gone
 
     def axes(self, keep: Keep) -> dict[tuple[str, int], Bools]:
-        """(tensor, dim) -> bool (size,), True keeps; only axes that lose something."""
+        """(tensor, dim) -> bool (size,), True keeps; only axes that lose something.
+
+        Raises:
+            PlanError: groups that overlap (heads and head dims, two views of one axis) leave nothing of an axis together.
+        """
         gone, out = self.removed(keep), {}
         for name, value in self.graph.tensors.items():
             for d, ids in enumerate(self._axes.ids[value.index]):
                 if ids is not None and gone[self._solution.root[ids]].any():
                     out[name, d] = ~gone[self._solution.root[ids]]
+                    if not out[name, d].any():
+                        losing = [g.name for g in self.groups if not keep.get(g.name, np.ones(1)).all()]
+                        mine = [n for n in losing if any((s.name, s.dim) == (name, d) for s in self[n].slices)]
+                        raise PlanError(
+                            f"{mine} together remove all {len(ids)} positions of dim {d} of {name}: "
+                            "keep more units of one of them"
+                        )
         return out
 
     def params(self, keep: Keep) -> int:
@@ -180,6 +191,13 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
             "Give rules for unknown ops, shorten `ignore`, or ask for residual width with rules=sc.RESIDUAL_RULES"
         )
     return Groups(tuple(groups), frozen, graph, tuple(dict.fromkeys(unknown)), axes, solution, roots, repairs)
+
+
+def macs_of(graph: Graph, rules: Mapping[str, Rule] = RULES) -> int:
+    """Multiply-accumulates of the recorded contractions, whether or not anything can be cut."""
+    axes = Axes(graph)
+    _run_rules(axes, rules)
+    return int(Counter.of(axes.work, np.arange(axes.n))(np.zeros(axes.n, bool)).sum())
 
 
 def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:

@@ -179,7 +179,7 @@ class _Recorder:
 
 
 _TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parent.parent)
 _ARITHMETIC = frozenset(
     [
         "add",

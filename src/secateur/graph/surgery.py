@@ -58,8 +58,11 @@ def apply_(plan: Plan, model: nn.Module) -> nn.Module:
         if id(old) not in done:
             done.add(id(old))
             grad = None if old.grad is None else _cut(plan, name, old.grad)
+            new = _cut(plan, name, old.detach()).clone()
             old.grad = None
-            old.data = _cut(plan, name, old.detach()).clone()
+            if old.requires_grad:  # only another dtype makes autograd forget the old shape while a graph is alive
+                old.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
+            old.data = new
             old.grad = grad
     _finish(plan, model)
     return model

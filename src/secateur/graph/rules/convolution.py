@@ -7,7 +7,7 @@ import math
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call
 from secateur.graph.rules._table import table
-from secateur.graph.sizes import Size
+from secateur.graph.sizes import Size, plain
 
 
 def convolution(axes: Axes, call: Call) -> list[Axis]:
@@ -90,7 +90,7 @@ def _grouped_transposed(axes: Axes, call: Call, channels: Axis) -> Axis:
 
 
 def _expect_groups(axes: Axes, call: Call, rows: Axis) -> None:
-    tagged = [s for s in call.sizes if isinstance(s, Size) and int(s) == call["groups"]]
+    tagged = [s for s in call.sizes if isinstance(s, Size) and plain(s) == call["groups"]]
     axes.expect(tagged[-1] if tagged else call["groups"], rows, call)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call, Value
 from secateur.graph.rules._table import table
-from secateur.graph.sizes import Size
+from secateur.graph.sizes import Size, plain
 
 
 def batch_norm(axes: Axes, call: Call) -> list[list[Axis]]:
@@ -64,7 +64,7 @@ def group_norm(axes: Axes, call: Call) -> list[list[Axis]]:
         else:
             rows, columns = axes.split(channels, [groups, n // groups])
         axes.pin("is normalised over inside its group", columns)
-        tagged = [s for s in call.sizes if isinstance(s, Size) and int(s) == groups]
+        tagged = [s for s in call.sizes if isinstance(s, Size) and plain(s) == groups]
         axes.expect(tagged[-1] if tagged else groups, rows, call)
     for key in ("weight", "bias"):
         if isinstance(call.args.get(key), Value):

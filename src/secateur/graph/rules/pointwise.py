@@ -5,7 +5,7 @@ from __future__ import annotations
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call
 from secateur.graph.rules._table import table
-from secateur.graph.sizes import Size
+from secateur.graph.sizes import Size, plain
 
 
 def elementwise(axes: Axes, call: Call) -> list[Axis]:
@@ -43,7 +43,7 @@ def constant(axes: Axes, call: Call) -> list[Axis]:
     sizes = call.sizes[:n] if call.api.startswith("new_") or call.api == "full" else call.sizes[-n:]
     if len(sizes) == n:
         for d, size in enumerate(sizes):
-            if isinstance(size, Size) and int(size) == call.out.shape[d] > 1:
+            if isinstance(size, Size) and plain(size) == call.out.shape[d] > 1:
                 out[d] = axes.fresh(call.out.shape[d])
                 axes.expect(size, out[d], call)
     return out

@@ -9,7 +9,7 @@ import numpy as np
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call, Value, reads_extent
 from secateur.graph.rules._table import dims_of, table
-from secateur.graph.sizes import Size, expression
+from secateur.graph.sizes import Size, expression, plain
 from secateur.types import Ints
 
 
@@ -175,9 +175,9 @@ def _split_sizes(call: Call, found: list[int]) -> list[int]:
     """The ints of the code that say how long each run is: one for all, or one each."""
     given = list(call.sizes)
     for start in range(len(given) - len(found) + 1):
-        if [int(s) for s in given[start : start + len(found)]] == found:
+        if [plain(s) for s in given[start : start + len(found)]] == found:
             return given[start : start + len(found)]
-    one = [s for s in given if int(s) == found[0]]
+    one = [s for s in given if plain(s) == found[0]]
     return [one[0]] * len(found) if one else []
 
 
@@ -213,7 +213,7 @@ def _whole_slices(axes: Axes, call: Call) -> None:
         return
     source: Value = call["self"]
     for size in call.sizes:
-        dims = [d for d, n in enumerate(source.shape) if n == int(size)]
+        dims = [d for d, n in enumerate(source.shape) if n == plain(size)]
         if isinstance(size, Size) and expression(size) not in axes.followed and len(dims) == 1:
             axes.expect(size, axes[source][dims[0]], call)
 
@@ -221,15 +221,15 @@ def _whole_slices(axes: Axes, call: Call) -> None:
 def _bound(axes: Axes, call: Call, axis: Ints, cut: int) -> None:
     """One end of a slice: a size that follows the positions before it, or one that may not change."""
     n = len(axis)
-    tagged = {expression(s): s for s in call.sizes if isinstance(s, Size) and int(s) in (cut, cut - n)}
+    tagged = {expression(s): s for s in call.sizes if isinstance(s, Size) and plain(s) in (cut, cut - n)}
     sizes = list(tagged.values())
     if len(sizes) > 1:
         axes.pin("is sliced at a position that two sizes in the code could mean", axis)
     elif not sizes:
         if cut < n:
-            counted_back = any(int(k) == cut - n for k in call.sizes)
+            counted_back = any(plain(k) == cut - n for k in call.sizes)
             axes.pin("is sliced at a literal position", axis if counted_back else axis[:cut])
-    elif int(sizes[0]) < 0:
+    elif plain(sizes[0]) < 0:
         axes.pin("is sliced at a position counted from the end", axis)
     elif not axes.may_follow(sizes[0]):
         axes.pin("is sliced at the size of an input", axis)
