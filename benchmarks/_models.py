@@ -34,32 +34,18 @@ def quiet() -> None:
     notices.disable_progress_bar()
 
 
-class Residual(nn.Module):
-    """``relu(x + norm(conv(relu(norm(conv(x))))))``."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, width, h, w) to the same."""
-        y = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(x + self.norm2(self.conv2(y)))
+def _layer(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def _stage(inputs: int, outputs: int, size: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, size, stride=2, padding=size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(), Residual(outputs))
-
-
-def cnn(width: int = 32) -> Loaded:
-    """A residual network with batch norm for 28 x 28 grey images, 10 classes: 112,618 parameters at width 32."""
-    stem, body = _stage(1, width, 5), _stage(width, 2 * width, 3)
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
-    return nn.Sequential(stem, body, head).eval(), torch.zeros(1, 1, 28, 28)
+def cnn(width: int = 16) -> Loaded:
+    """Five convolutions with batch norm for 28 x 28 grey images, 10 classes: 70,330 parameters at width 16."""
+    w = width
+    shallow = [*_layer(1, w), *_layer(w, 2 * w, 2), *_layer(2 * w, 2 * w)]
+    deep = [*_layer(2 * w, 4 * w, 2), *_layer(4 * w, 4 * w)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * w, 10)]
+    return nn.Sequential(*shallow, *deep, *head).eval(), torch.zeros(1, 1, 28, 28)
 
 
 def efficientnet_lite0() -> Loaded:

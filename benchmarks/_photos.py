@@ -21,20 +21,32 @@ SIZE = 224
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Inputs, (n, 3, 224, 224) float32, ``(x - 127) / 128``, from photographs that the two parts do not share."""
+    """Inputs, (n, 3, 224, 224) float32, ``(x - 127) / 128``, from photographs that the three parts do not share.
+
+    Attributes:
+        calibration: for statistics and least squares.
+        sensitivity: to see what a cut costs at the outputs.
+        judged: for the figures.
+    """
 
     calibration: Tensor
+    sensitivity: Tensor
     judged: Tensor
 
 
-def photos(calibration: int, judged: int, seed: int) -> Photos:
-    """So many random resized crops, half of them mirrored, from every other photograph, and from the rest."""
+def photos(calibration: int, sensitivity: int, judged: int, seed: int) -> Photos:
+    """So many random resized crops, half of them mirrored, from 8, 4 and 11 photographs."""
     folder = _models.materials.folder_of
     found = sorted((folder("foolbox") / "data").glob("imagenet_*.jpg"))
     found += sorted((folder("sklearn") / "datasets" / "images").glob("*.jpg"))
     found += sorted((folder("matplotlib") / "mpl-data" / "sample_data").glob("grace_hopper.jpg"))
     rng = np.random.default_rng(seed)
-    return Photos(_crops(found[0::2], calibration, rng), _crops(found[1::2], judged, rng))
+    ours = found[0::2]
+    return Photos(
+        _crops(ours[::3] + ours[1::3], calibration, rng),
+        _crops(ours[2::3], sensitivity, rng),
+        _crops(found[1::2], judged, rng),
+    )
 
 
 def _crops(files: list[Path], count: int, rng: np.random.Generator) -> Tensor:

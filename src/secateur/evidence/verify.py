@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from secateur.evidence.kept import OverKept
 from secateur.graph.surgery import apply, masked
 from secateur.types import Example, Plan, Report, Row, run, tensors_of
 
@@ -45,7 +47,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
     """
     double, inputs = _perturbed(model), _as_double(example)
     cut = apply(plan, double)
-    error, finite, problem = _difference(masked(plan, double), cut, inputs)
+    zeroed = masked(plan, double)
+    error, finite, problem = _difference(zeroed, cut, inputs, OverKept(plan, zeroed))
     shapes = _same_shapes(model, plan, small)
     rows = [
         _exact("masked against shrunk, float64", error, tolerance, problem),
@@ -107,10 +110,11 @@ def _as_double(example: Example) -> Example:
     return {k: one(v) for k, v in example.items()}
 
 
-def _difference(a: nn.Module, b: nn.Module, example: Example) -> tuple[float, bool, str]:
+def _difference(a: nn.Module, b: nn.Module, example: Example, over: Any = None) -> tuple[float, bool, str]:
     """Largest difference over the largest output, whether all outputs are finite, and why ``b`` does not run."""
     with torch.inference_mode(), _AllDouble():
-        left = tensors_of(run(a, example))
+        with over or contextlib.nullcontext():
+            left = tensors_of(run(a, example))
         try:
             right = tensors_of(run(b, example))
         except Exception as problem:  # a wrong cut may raise anything

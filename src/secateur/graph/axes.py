@@ -73,6 +73,7 @@ class Axes:
         self.births: list[int] = []  # first id of every fresh vector
         self.ids: dict[int, list[Axis]] = {}
         self.names: dict[int, str] = {}
+        self.made_by: dict[int, str] = {}  # value -> the op that made it
         self.graph = graph
         self.place = NOWHERE
         self._memo: dict[Any, Any] = {}

@@ -76,7 +76,7 @@ class Groups:
         """(tensor, dim) -> bool (size,), True keeps; only axes that lose something.
 
         Raises:
-            PlanError: groups that overlap (heads and head dims, two views of one axis) leave nothing of an axis together.
+            PlanError: groups that overlap (heads and head dims, say) leave nothing of an axis together.
         """
         gone, out = self.removed(keep), {}
         for name, value in self.graph.tensors.items():
@@ -246,7 +246,7 @@ def _store(axes: Axes, call: Call, result: list[object]) -> None:
         assert isinstance(ids, list)
         if len(ids) != v.ndim or any(a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)):
             raise ValueError(f"ids {[None if a is None else len(a) for a in ids]} for shape {v.shape}")
-        axes.ids[v.index] = ids
+        axes.ids[v.index], axes.made_by[v.index] = ids, call.op
 
 
 def _impossible(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_map
 
 _MOST = 100_000
 _known: dict[Any, tuple[type | None, tuple[Any, ...]]] = {}
@@ -42,14 +43,14 @@ def call_fake(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
         key = (op, _facts(args), _facts(kwargs))
         known = _known.get(key)
     except (TypeError, _Constant):
-        return op(*args, **kwargs)
+        return _work_out(mode, op, args, kwargs)
     if known is not None:
         container, specs = known
         with torch._C._DisableTorchDispatch():  # making one is no op of the model
             made = [args[s] if isinstance(s, int) else _fake(mode, s) for s in specs]
         return made[0] if container is None else container(made)
     before = [_fact(a) if isinstance(a, Tensor) else None for a in args]
-    out = op(*args, **kwargs)
+    out = _work_out(mode, op, args, kwargs)
     many = type(out) in (tuple, list)
     specs = tuple(_spec(o, args, before) for o in (out if many else [out]))
     if all(s is not None for s in specs):
@@ -57,6 +58,23 @@ def call_fake(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
             _known.clear()
         _known[key] = (type(out) if many else None, specs)
     return out
+
+
+def _work_out(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
+    """Ask the mode; ops that write get fake copies of real tensors, for it would write into them indeed."""
+    if not op._schema.is_mutable:
+        return op(*args, **kwargs)
+    own: dict[int, Tensor] = {}
+
+    def fake(item: Any) -> Any:
+        if not isinstance(item, Tensor) or isinstance(item, FakeTensor):
+            return item
+        made = mode.from_tensor(item)
+        own[id(made)] = item
+        return made
+
+    out = op(*tree_map(fake, args), **tree_map(fake, kwargs))
+    return tree_map(lambda t: own.get(id(t), t), out)
 
 
 @contextlib.contextmanager

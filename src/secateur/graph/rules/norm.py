@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.record import Call, Value
-from secateur.graph.rules._table import table
+from secateur.graph.rules._table import dims_of, table
+from secateur.graph.rules.reduction import reduce
 from secateur.graph.sizes import Size, plain
 
 
@@ -72,7 +73,23 @@ def group_norm(axes: Axes, call: Call) -> list[list[Axis]]:
     return [ids, *_nothing(call)]
 
 
-OVER_KEPT = table(("native_layer_norm _fused_rms_norm rms_norm", layer_norm_over_kept))
+def mean_over_kept(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
+    """A mean of squares over the last dim is a norm written out: over whatever is kept; any other mean pins."""
+    source = call["self"]
+    ids = axes[source]
+    squares = axes.made_by.get(source.index) in ("aten::pow", "aten::square")
+    if not squares or dims_of(call.args.get("dim"), source.ndim) != [source.ndim - 1]:
+        return reduce(axes, call)
+    axes.label(ids[-1], "width")
+    if call.api == "rms_norm":  # torch's own, taken apart; its shape is an argument
+        axes.expect(call.sizes[-1] if call.sizes else None, ids[-1], call)
+    return [*ids[:-1], None] if call.out.ndim == source.ndim else ids[:-1]
+
+
+OVER_KEPT = table(
+    ("native_layer_norm _fused_rms_norm rms_norm", layer_norm_over_kept),
+    ("mean", mean_over_kept),
+)
 
 RULES = table(
     (
