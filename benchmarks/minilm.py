@@ -94,6 +94,8 @@ def timed(parts: dict[tuple[str, int], dict[str, Any]]) -> dict[tuple[str, int],
     example, ratios = demo.example_of(texts), {}
     for seed in SEEDS:
         cases = [c for c, s in parts if s == seed]
+        if not cases:
+            continue
         models = [model]
         for case in cases:
             plan = FOLDER / f"{case}-{seed}-{STEPS}.plan"
@@ -107,12 +109,14 @@ def main() -> None:
     """Make what is missing, time everything, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", nargs=2, metavar=("CASE", "SEED"), help="make one part only")
+    parser.add_argument("--done", action="store_true", help="make nothing more: write what is there")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     if options.part:
         print(*options.part, part(options.part[0], int(options.part[1])))
         return
-    parts = {(case, seed): part(case, seed) for seed in SEEDS for case in CASES}
+    wanted = [(c, s) for s in SEEDS for c in CASES if not options.done or (FOLDER / f"{c}-{s}-{STEPS}.json").is_file()]
+    parts = {(case, seed): part(case, seed) for case, seed in wanted}
     units = {"seconds": "s", "bbc_delta_points": "points"}
     figures = []
     for (case, seed), ratio in timed(parts).items():

@@ -5,6 +5,17 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+# A busy machine is no failure: no deadlines; the same examples every time, and no slow explaining of a failure.
+settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    phases=[p for p in Phase if p is not Phase.explain],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("steady")
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

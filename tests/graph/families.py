@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from nets import Case
 from torch import Tensor, nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def tokens() -> Tensor:

@@ -10,6 +10,7 @@ import families
 import nets
 import pytest
 import torch
+import traps
 from nets import Calls, seq, vec
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ def test_sizes_are_traced_to_attributes() -> None:
 
 def test_fake_where_possible_real_where_a_branch_asks() -> None:
     assert sc.trace(nets.Residual(), nets.img()).fake
-    assert not sc.trace(nets.CASES["branching"].make(), vec()).fake
+    assert not sc.trace(traps.CASES["branching"].make(), vec()).fake
 
 
 def test_recording_on_meta_needs_no_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +31,46 @@ def images(forward: Callable[[Any, Tensor], Tensor], **parts: Callable[[], nn.Mo
     return lambda: Calls(forward, **{name: part() for name, part in parts.items()})
 
 
-def all_used(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Adds a term through every layer, so that none is left out."""
-    return lambda s, x: forward(s, x) + s.out(F.relu(s.c(F.relu(s.a(x) + s.b(x)))))
+def by_size(use: Callable[[Tensor], Any]) -> Callable[[], nn.Module]:
+    """A net that divides by a number made of a tensor's size."""
+    return lambda: Calls(
+        lambda s, x: s.out((h := s.a(x)) * 0 + s.b(h) / use(h)),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 8),
+        out=nn.Linear(8, 3),
+    )
+
+
+def written_view(s: Any, x: Tensor) -> Tensor:
+    h = torch.zeros_like(s.a(x))
+    h[:].copy_(s.b(x))
+    return s.out(F.relu_(h + s.a(x)))
+
+
+def written_run(s: Any, x: Tensor) -> Tensor:
+    z = torch.zeros(x.shape[0], 16, dtype=x.dtype)
+    z[:, 4:12] = s.a(x)
+    return s.out(z[:, 4:12])
+
+
+def written_transpose(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    h.t().add_(s.b(x).t())
+    return s.out(torch.tanh(h))
+
+
+def branching(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    return s.out(h if h.sum() > 0 else -h)
+
+
+def hidden_branch(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    return s.out(h if x.sum() > 0 else s.b(h).flip(-1))
+
+
+def two(**more: int) -> dict[str, nn.Module]:
+    return {"a": nn.Linear(6, 8), "b": nn.Linear(more.get("b", 6), 8), "out": nn.Linear(8, 3)}
 
 
 def scattered(s: Any, x: Tensor) -> Tensor:
@@ -113,6 +151,15 @@ def read_array(s: Any, x: Tensor) -> Tensor:
 
 EIGHT = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
 CASES: dict[str, Case] = {
+    "size_as_root": Case(by_size(lambda h: math.sqrt(h.size(-1))), vec),
+    "size_as_power": Case(by_size(lambda h: h.shape[-1] ** -0.5), vec),
+    "size_as_divisor": Case(by_size(lambda h: h.shape[-1]), vec),
+    "numel": Case(by_size(lambda h: h.numel()), vec),
+    "written_view": Case(lambda: Calls(written_view, **two()), vec),
+    "written_run": Case(lambda: Calls(written_run, **two()), vec),
+    "written_transpose": Case(lambda: Calls(written_transpose, **two()), vec),
+    "branching": Case(lambda: Calls(branching, **two()), vec),
+    "hidden_branch": Case(lambda: Calls(hidden_branch, **two(b=8)), vec),
     "rolled_forth": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).roll(2, -1))) + s.b(x))), vec),
     "rolled_back": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).roll(-2, -1))) + s.b(x))), vec),
     "triangle": Case(net(lambda s, x: s.out(s.c(F.relu(s.a(x).tril())) + s.b(x))), vec),
