@@ -75,6 +75,12 @@ def test_shared_key_heads_take_all_their_query_heads() -> None:
                      "v.weight": (2, 4), "v.bias": (2, 4), "out.weight": (2, 12)}  # fmt: skip
 
 
+def test_what_an_einsum_sums_over_is_an_input() -> None:
+    _, _, groups = built("einsum")
+    roles = {(s.name, s.dim): s.role for g in groups for s in g.slices if s.name.startswith("w")}
+    assert {at for at, role in roles.items() if role == "in"} == {("wq", 0), ("wk", 0), ("wv", 0), ("wo", 0), ("wo", 1)}
+
+
 def test_shared_weights_are_one_axis() -> None:
     _, _, groups = built("shared")
     assert [s.name for s in groups["b:neuron"].slices] == ["b.weight", "b.bias", "head.weight"]

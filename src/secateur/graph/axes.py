@@ -77,6 +77,7 @@ class Axes:
         self.graph = graph
         self.place = NOWHERE
         self._memo: dict[Any, Any] = {}
+        self._factors: dict[bytes, tuple[Ints, ...]] = {}  # a merged axis -> its rows and columns
         for name, value in graph.tensors.items():
             if value.index not in self.ids:
                 self.ids[value.index] = [self.fresh(k) for k in value.shape]
@@ -119,6 +120,13 @@ class Axes:
         """What the field calls these positions: ``head``, ``channel`` ..."""
         if axis is not None:
             self.labels.append((axis.ravel(), kind))
+
+    def label_input(self, axis: Axis) -> None:
+        """A contraction sums over these positions of a weight; where they are rows times columns, over both."""
+        if axis is not None:
+            self.inputs.append(axis)
+            for part in self._factors.get(axis.tobytes(), ()):
+                self.label_input(part)
 
     def count_macs(self, *dims: Axis | int, value: Sequence[int] = ()) -> None:
         """Work of a contraction: the product of the dims, given as ids or (where not tracked) as sizes in ``value``."""
@@ -183,6 +191,7 @@ class Axes:
             self._memo[key] = flat
             if len(live) > 1:  # splitting it again finds the same rows and columns
                 self._memo["s", flat.tobytes(), tuple(sizes)] = list(axes)
+                self._factors[flat.tobytes()] = tuple(a for a in axes if a is not None)
         merged: Ints = self._memo[key]
         return merged
 

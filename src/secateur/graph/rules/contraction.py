@@ -12,8 +12,8 @@ def _contract(axes: Axes, x: Value, i: int, y: Value, j: int) -> None:
     a, b = axes[x][i], axes[y][j]
     axes.tie(a, b, "is contracted with an axis that is not tracked")
     for axis, value, other in ((a, x, y), (b, y, x)):
-        if value.weight and not other.weight and axis is not None:
-            axes.inputs.append(axis)
+        if value.weight and not other.weight:
+            axes.label_input(axis)
 
 
 def _weight_label(axes: Axes, w: Value, out: Axis) -> None:

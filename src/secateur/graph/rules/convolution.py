@@ -40,9 +40,8 @@ def _dense(axes: Axes, call: Call, channels: Axis) -> Axis:
     w = call["weight"]
     inner, out = (0, 1) if call["transposed"] else (1, 0)
     axes.tie(channels, axes[w][inner], "is the number of input channels")
-    weights = axes[w][inner]
-    if w.weight and weights is not None:
-        axes.inputs.append(weights)
+    if w.weight:
+        axes.label_input(axes[w][inner])
     return axes[w][out]
 
 
@@ -63,8 +62,8 @@ def _grouped(axes: Axes, call: Call, channels: Axis) -> Axis:
         return out
     else:
         axes.tie(columns, inner)
-        if w.weight and inner is not None:
-            axes.inputs.append(inner)
+        if w.weight:
+            axes.label_input(inner)
     multiplier = len(out) // g
     axes.tie(out if multiplier == 1 else axes.split(out, [g, multiplier])[0], rows)
     _expect_groups(axes, call, rows)
@@ -81,6 +80,8 @@ def _grouped_transposed(axes: Axes, call: Call, channels: Axis) -> Axis:
         return None
     if len(columns) == 1:
         axes.pin("is the only channel of its group", columns)
+    elif w.weight:
+        axes.label_input(inner)
     rows = axes.split(channels, [g, len(channels) // g])[0] if g < x.shape[1] else channels
     if rows is None:
         axes.pin("feeds a grouped convolution that cannot be told apart", channels, columns)
