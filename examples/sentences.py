@@ -70,7 +70,7 @@ def embed(model: nn.Module, rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 @dataclass
 class Fidelity:
-    """Judges an encoder against the dense one: no figure of it is ever fitted or selected on.
+    """Judges an encoder against the dense one: no figure of it is fitted on or stops a run.
 
     ``cosine``: mean cosine to the dense embedding of the Lee documents. ``pair correlation``: of their 1225
     similarities with the dense model's. ``WordSim-353``: Spearman correlation with people. ``BBC accuracy``: of a
