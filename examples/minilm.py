@@ -1,7 +1,8 @@
 """The main job on a real model: MiniLM at half its measured latency, proved, brought back, saved, shown.
 
 Unlabelled news text is all the data it sees. Quality is fidelity to the dense model, judged on texts and word pairs
-that nothing is fitted on (the recipe was chosen with them in view). Beside it stand uniform magnitude, random units and dropping whole layers.
+that nothing is fitted on (the recipe was chosen with them in view). Beside it stand uniform magnitude, random units and
+dropping whole layers.
 """
 
 from __future__ import annotations
