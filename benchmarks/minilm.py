@@ -14,6 +14,7 @@ one interleaved run and the rows are written.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -42,30 +43,29 @@ STEPS = 6 if _rows.quick() else demo.STEPS
 def make(case: str, seed: int, model: nn.Module, texts: Texts) -> tuple[nn.Module, sc.Plan | None]:
     """One case, recovered."""
     if case == "secateur":
-        result = demo.secateur_case(model, texts, seed, STEPS, None, lambda words: None, None)
+        result = demo.secateur_case(model, texts, demo.half(model, texts), seed, STEPS)
         return result.model, result.plan
     pool = crops(texts, 160_000, seed=seed, size=768)
     if case == "layer_drop":
         small = demo.drop_layers(model)
         demo.distillation(pool, seed, STEPS, demo.dropped_hidden()).run(small, model, sc.Plan({}, {}, {}, {}, {}, {}))
         return small, None
-    example = demo.example_of(texts)
-    result = sc.prune(
-        model,
-        example,
-        budget=sc.Budget.of_dense(sc.latency(model, example, demo.TARGET), 0.5),
-        criterion=sc.magnitude if case == "magnitude_uniform" else sc.random(seed),
-        allocation=sc.uniform,
-        recover=demo.recoveries(texts, crops(texts, 16_384, seed=seed, size=1024), seed, STEPS, None),
-        limits=demo.LIMITS,
-        seed=seed,
-    )
+    criterion = sc.magnitude if case == "magnitude_uniform" else sc.random(seed)
+    recover = demo.recoveries(texts, crops(texts, 16_384, seed=seed, size=1024), seed, STEPS, None)
+    result = demo.uniform_case(model, texts, demo.half(model, texts), criterion, recover, seed)
     return result.model, result.plan
+
+
+def file_of(case: str, seed: int) -> Path:
+    """Where a part is kept: under a name that changes with the recipe and with the library."""
+    sources = [*sorted((_rows.ROOT / "src").rglob("*.py")), *sorted((_rows.ROOT / "examples").glob("*.py"))]
+    recipe = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
+    return FOLDER / f"{case}-{seed}-{STEPS}-{recipe}.json"
 
 
 def part(case: str, seed: int) -> dict[str, Any]:
     """Figures of one case and seed, made once."""
-    file = FOLDER / f"{case}-{seed}-{STEPS}.json"
+    file = file_of(case, seed)
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
@@ -99,7 +99,7 @@ def timed(parts: dict[tuple[str, int], dict[str, Any]]) -> dict[tuple[str, int],
             continue
         models = [model]
         for case in cases:
-            plan = FOLDER / f"{case}-{seed}-{STEPS}.plan"
+            plan = file_of(case, seed).with_suffix(".plan")
             models.append(sc.apply(sc.load_plan(plan), model) if plan.is_dir() else demo.drop_layers(model))
         dense, *cut = sc.measure_models(demo.TARGET, models, example, 60)
         ratios.update({(c, seed): m.median / dense.median for c, m in zip(cases, cut, strict=True)})
@@ -116,7 +116,7 @@ def main() -> None:
     if options.part:
         print(*options.part, part(options.part[0], int(options.part[1])))
         return
-    wanted = [(c, s) for s in SEEDS for c in CASES if not options.done or (FOLDER / f"{c}-{s}-{STEPS}.json").is_file()]
+    wanted = [(c, s) for s in SEEDS for c in CASES if not options.done or file_of(c, s).is_file()]
     parts = {(case, seed): part(case, seed) for case, seed in wanted}
     units = {"seconds": "s", "bbc_delta_points": "points"}
     figures = []

@@ -190,6 +190,8 @@ class Artefact:
         call: runs it on another example of the same structure.
         target, threads, batch: where it runs, on how many intra-op threads, and the leading size of its example.
         peak: peak memory of one run in bytes, or None where the runtime cannot tell.
+        again: loads the exported file once more, or None where there is no file: a fresh place in memory for a
+            timing that is to be independent, without another export.
     """
 
     run: Callable[[], Any]
@@ -200,6 +202,7 @@ class Artefact:
     threads: int = 1
     batch: int = 1
     peak: Callable[[], int | None] | None = None
+    again: Callable[[], Artefact] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,7 @@ class Cost:
         name: ``params``, ``macs``, ``nbytes``, ``latency``. unit: ``""``, ``"MAC"``, ``"B"``, ``"s"``.
         dense: the value of the uncut model.
         of: ``(groups, keep) -> value``: exact for counts, predicted for latency.
-        measure: for measured costs, ``(models) -> [Measurement]``, interleaved in one run; None for exact ones.
+        build: for measured costs, ``model -> Artefact`` on the target, exported once for the same content; else None.
         measured: for measured costs, ``(cut model, again) -> value``, remembered, a second timing (``again``) apart
             from the first; None for exact ones.
         target: where a measured cost is measured.
@@ -220,7 +223,7 @@ class Cost:
     unit: str
     dense: float
     of: Callable[[Groups, Keep], float]
-    measure: Callable[[list[nn.Module]], list[Measurement]] | None = None
+    build: Callable[[nn.Module], Artefact] | None = None
     measured: Callable[[nn.Module, bool], float] | None = None
     target: Target | None = None
 

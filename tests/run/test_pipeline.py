@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.digest import model_hash
 from secateur.errors import ArgumentError, BudgetError, CoupleError, DataError, TraceError
-from secateur.evidence.gather import PARITY, difference, model_hash
+from secateur.evidence.gather import PARITY, difference
 from secateur.export.plans import plan_bytes
 from secateur.types import Artefact, Example
 from tiny import assert_same, attention, cnn, counts, draws, mlp, recount, state_of

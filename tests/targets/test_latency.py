@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,12 @@ class Clock:
     def build(self, model: nn.Module, example: Example, threads: int) -> Artefact:
         self.built += 1
         artefact = Artefact(lambda: None, lambda e: [], target="clock", threads=threads)
-        self.models[id(artefact)] = (artefact, self.seconds(model))
+        self.models[id(artefact)] = (artefact, model)
         return artefact
 
     def measure(self, artefacts: Sequence[Artefact], repeats: int = 50, **_: Any) -> list[Measurement]:
         self.timed += 1
-        return [Measurement("clock", np.full(3, self.models[id(a)][1]), 1, 1) for a in artefacts]
+        return [Measurement("clock", np.full(3, self.seconds(self.models[id(a)][1])), 1, 1) for a in artefacts]
 
 
 @pytest.fixture(autouse=True)
@@ -182,10 +184,37 @@ def test_a_target_that_refuses_says_so() -> None:
         sc.latency(mlp(4, 8, 2), torch.zeros(1, 4), sc.Target("clock", refuse))
 
 
-def test_models_are_measured_together_on_a_real_target() -> None:
+def test_a_real_target_is_built_on() -> None:
     net, x = mlp(8, 16, 2), torch.zeros(1, 8)
     cost = sc.latency(net, x, sc.eager, repeats=3)
-    assert cost.measure is not None
-    found = cost.measure([net, mlp(8, 4, 2)])
-    assert [m.target for m in found] == ["eager", "eager"]
+    assert cost.build is not None
+    assert cost.build(net).call(x)[0] == pytest.approx(net(x).detach().numpy())
     assert cost.dense > 0
+
+
+def test_the_same_content_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    net, small, x, exports = mlp(16, 32, 16), mlp(16, 8, 16), torch.randn(1, 16), []
+
+    def build(model: nn.Module, example: Example, threads: int) -> Artefact:
+        exports.append(model)
+        return sc.onnxruntime.build(model, example, threads)
+
+    cost = sc.latency(net, x, sc.Target("counted", build), repeats=2)
+    assert cost.build is not None
+    assert cost.measured is not None
+    cost.measured(small, False)
+    cost.measured(small, True)
+    first, again = cost.build(small), cost.build(copy.deepcopy(small))
+    assert len(exports) == 2  # net and small
+    assert first is not again
+    np.testing.assert_array_equal(first.call(x)[0], again.call(x)[0])
+    with torch.no_grad():
+        next(small.parameters()).add_(1)
+    assert not np.array_equal(cost.build(small).call(x)[0], first.call(x)[0])
+    assert len(exports) == 3
+    gone = cost.build(small)
+    del cost, first, again
+    gc.collect()
+    assert gone.again is not None
+    np.testing.assert_array_equal(gone.again().call(x)[0], gone.call(x)[0])  # its file outlives the cost

@@ -99,6 +99,31 @@ def test_batch_statistics_stay_unless_asked():
         assert torch.equal(mean, small[1].running_mean) != asked
 
 
+class Counting(nn.Module):
+    """Counts the passes of a model."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.passes = inner, 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.inner(x)
+
+
+def test_answers_that_are_kept_change_nothing_but_the_passes():
+    batches, validation, ends = data(), DataLoader(TensorDataset(data(1)[0]), batch_size=5), []
+    for keep in (False, True):
+        dense, small = Counting(mlp()), Counting(mlp(6, 1))
+        distill(batches, steps=20, hidden=["inner.2"], validation=validation, keep_answers=keep).run(small, dense, None)
+        ends.append((small.state_dict(), dense.passes))
+    assert all(torch.equal(v, ends[1][0][k]) for k, v in ends[0][0].items())
+    checks = 21 * 4  # at the start and after every step, four batches each: drawn anew, so never kept
+    assert (ends[0][1], ends[1][1]) == (1 + 20 + checks, 1 + len(batches) + checks)
+    with pytest.raises(DataError, match="needs a list"):
+        distill(validation, steps=1, keep_answers=True).run(mlp(), mlp(), None)
+
+
 def test_labels_are_ignored_or_reach_the_loss():
     x = data()
     labelled = [(b, b.argmax(1) % 3) for b in x]

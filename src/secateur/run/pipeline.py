@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from secateur.choose.allocate import Allocation, global_
+from secateur.digest import model_hash
 from secateur.errors import ArgumentError, DataError
-from secateur.evidence.gather import environment, model_hash, report_of
+from secateur.evidence.gather import environment, report_of
 from secateur.evidence.quality import Figure
 from secateur.graph.couple import Groups, couple
 from secateur.graph.record import trace

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
 from secateur.choose.plan import make_plan
+from secateur.digest import model_hash
 from secateur.graph.couple import Groups
 from secateur.graph.surgery import apply
-from secateur.targets.measure import measure, measure_models
-from secateur.targets.memory import latency_key, recall, remember
-from secateur.types import Artefact, Bools, Cost, Example, Group, Keep, Measurement, Target
+from secateur.targets.measure import measure
+from secateur.targets.memory import latency_key, recall, remember, signature
+from secateur.types import Artefact, Bools, Cost, Example, Group, Keep, Target
 
 PROBES = 6
 """Most whole-model probes that a prediction is made from."""
+ARTEFACTS = 4
+"""Exported models that a cost holds on to."""
 
 
 def latency(model: nn.Module, example: Example, target: Target, *, repeats: int = 40) -> Cost:
@@ -43,7 +47,7 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
         >>> cost.name, cost.unit, cost.target.name, cost.dense > 0
         ('latency', 's', 'eager', True)
     """
-    timed = _Timed(model, example, target, repeats)
+    timed = _Timed(model, example, target, repeats, Built(target, example))
     tables: dict[int, tuple[Groups, _Table]] = {}
 
     def of(groups: Groups, keep: Keep) -> float:
@@ -51,32 +55,49 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
             tables[id(groups)] = (groups, _Table.of(groups, timed))
         return tables[id(groups)][1](keep)
 
-    def compare(models: list[nn.Module]) -> list[Measurement]:
-        return measure_models(target, models, example, repeats)
+    return Cost("latency", "s", timed.dense(), of, timed.built, timed.seconds, target)
 
-    return Cost("latency", "s", timed.dense(), of, compare, timed.seconds, target)
+
+@dataclass(eq=False)
+class Built:
+    """Artefacts on a target: a model of the same settings and content is exported once, while the last few are kept.
+
+    An export takes longer than a timing, and the dense model, the plan that is confirmed and the one that is reported
+    are wanted more than once. Each time the file is loaded anew: two loads differ, from where their memory lies.
+    """
+
+    target: Target
+    example: Example
+    _kept: OrderedDict[tuple[str, str], Artefact] = field(default_factory=OrderedDict)
+
+    def __call__(self, model: nn.Module) -> Artefact:
+        """The artefact of a model, loaded for this call."""
+        key = signature(model), model_hash(model)
+        known = self._kept.get(key)
+        if known is None:
+            known = self._kept[key] = self.target.build(model, self.example, self.target.threads)
+            if len(self._kept) > ARTEFACTS:
+                self._kept.popitem(last=False)
+            return known
+        self._kept.move_to_end(key)
+        return known if known.again is None else known.again()
 
 
 @dataclass(eq=False)
 class _Timed:
-    """Times cut models against the dense one; exports the dense one once."""
+    """Times cut models against the dense one."""
 
     model: nn.Module
     example: Example
     target: Target
     repeats: int
-    _built: list[Artefact] = field(default_factory=list)
-
-    def artefact(self) -> Artefact:
-        if not self._built:
-            self._built.append(self.target.build(self.model, self.example, self.target.threads))
-        return self._built[0]
+    built: Built
 
     def dense(self) -> float:
         key = latency_key(self.model, self.example, self.target)
         known = recall(key)
         if known is None:
-            known = measure([self.artefact()], self.repeats)[0].median
+            known = measure([self.built(self.model)], self.repeats)[0].median
             remember(key, known)
         return known
 
@@ -85,8 +106,7 @@ class _Timed:
         key = f"{'second ' if again else ''}ratio of {latency_key(small, self.example, self.target)} to {dense}"
         known = recall(key)
         if known is None:
-            built = self.target.build(small, self.example, self.target.threads)
-            whole, cut = measure([self.artefact(), built], self.repeats)
+            whole, cut = measure([self.built(self.model), self.built(small)], self.repeats)
             known = cut.median / whole.median
             remember(key, known)
         return known

@@ -35,14 +35,16 @@ def build(model: nn.Module, example: Example, threads: int, path: Path | str | N
     """
     if path is not None:
         return session(to_onnx(model, example, path).path, threads, example)
-    folder = tempfile.mkdtemp(prefix="secateur-")
-    try:
-        artefact = session(to_onnx(model, example, Path(folder) / "model.onnx").path, threads, example)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    weakref.finalize(artefact, shutil.rmtree, folder, ignore_errors=True)
-    return artefact
+    folder = _Temporary()
+    return _session(to_onnx(model, example, folder.path / "model.onnx").path, threads, example, folder)
+
+
+class _Temporary:
+    """A folder that lives as long as the artefacts that hold this."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="secateur-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 onnxruntime = Target("onnxruntime", build, extra="onnx")
@@ -59,6 +61,10 @@ def session(path: Path | str, threads: int = 1, example: Example | None = None) 
     Raises:
         TargetError: the file cannot be loaded, or does not run on the example.
     """
+    return _session(path, threads, example)
+
+
+def _session(path: Path | str, threads: int, example: Example | None, holds: _Temporary | None = None) -> Artefact:
     opened = open_session(path, threads)
     example = declared_inputs(path) if example is None else example
     arrays = feeds(opened, example)
@@ -76,6 +82,7 @@ def session(path: Path | str, threads: int = 1, example: Example | None = None) 
         threads=threads,
         batch=batch_of(example),
         peak=lambda: peak_rss(path, arrays, threads),
+        again=lambda: _session(path, threads, example, holds),
     )
 
 

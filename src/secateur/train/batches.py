@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from secateur.digest import digest_of
 from secateur.errors import DataError
 from secateur.train.modes import Rng
 from secateur.types import Batches, Example, tensors_of
@@ -201,20 +201,6 @@ def not_finite(batch: Any) -> list[str]:
             count = int((~torch.isfinite(t)).sum())
             bad.append(f"tensor {i} of shape {tuple(t.shape)} has {count} values that are NaN or inf")
     return bad
-
-
-def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes.
-
-    Example:
-        >>> digest_of([("a", torch.zeros(2))])[:8]
-        '...'
-    """
-    sha = hashlib.sha256()
-    for name, t in tensors:
-        sha.update(f"{name} {t.dtype} {tuple(t.shape)};".encode())
-        sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 def batch_digest(batch: Any) -> str:

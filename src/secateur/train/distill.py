@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.digest import model_hash
 from secateur.errors import DataError
-from secateur.train.batches import Source, digest_of, example_of, source_of, stream, to_device
+from secateur.train.batches import Source, example_of, source_of, stream, to_device
 from secateur.train.hidden import captured, fit_projection, matched_modules, paired
 from secateur.train.loop import take_best_, train_, validate_
 from secateur.train.losses import Loss, relative_mse, square_head
@@ -44,6 +45,7 @@ def distill(
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     accumulate: int = 1,
+    keep_answers: bool = False,
     ema: float | None = None,
     trainable: Callable[[str], bool] | None = None,
     dropout: bool = False,
@@ -89,6 +91,8 @@ def distill(
         weight_decay: of AdamW, on tensors of two dimensions or more.
         clip: largest norm of the gradient, or None.
         accumulate: batches that make one step (their losses averaged).
+        keep_answers: keep what the dense model answers to each batch (output and matched hidden states) on its device
+            for the next epochs, which then cost no pass of it; ``batches`` must be a list. The result is the same.
         ema: decay of an exponential moving average of the weights (0.999), which is then what is validated
             and kept.
         trainable: ``trainable(parameter name)``; False freezes. None trains all that require gradients.
@@ -124,9 +128,9 @@ def distill(
     settings = Settings(
         steps=steps, epochs=epochs, loss=loss, weight_output=weight_output, hidden=hidden,
         weight_hidden=weight_hidden, hidden_loss=hidden_loss, hidden_mask=hidden_mask, lr=lr, warmup=warmup,
-        schedule=schedule, betas=betas, weight_decay=weight_decay, clip=clip, accumulate=accumulate, ema=ema,
-        trainable=trainable, dropout=dropout, batch_norm=batch_norm, validate_every=validate_every,
-        patience=patience, checkpoint_every=checkpoint_every, seed=seed,
+        schedule=schedule, betas=betas, weight_decay=weight_decay, clip=clip, accumulate=accumulate,
+        keep_answers=keep_answers, ema=ema, trainable=trainable, dropout=dropout, batch_norm=batch_norm,
+        validate_every=validate_every, patience=patience, checkpoint_every=checkpoint_every, seed=seed,
     )  # fmt: skip
     if patience is not None and validation is None:
         raise ValueError("patience stops on the validation loss: give validation= too")
@@ -149,9 +153,11 @@ def distill_(
     """Run it, or go on with it; see ``distill``."""
     source = source_of(batches, settings.seed)
     total = _total(source, batches, settings)
+    if settings.keep_answers and not source.pure:
+        raise DataError(f"keep_answers needs a list of batches, got {type(batches).__name__}: others may change")
     saved, made = None, {}
     if folder is not None:
-        made = settings.fingerprint() | {"steps": total, "small": _hash(small), "dense": _hash(dense)}
+        made = settings.fingerprint() | {"steps": total, "small": model_hash(small), "dense": model_hash(dense)}
         saved = load_state(folder)
         if saved is not None:
             check_same_run(folder, saved[1]["made"], made)
@@ -268,7 +274,3 @@ def _validation(validation: Any) -> Validation:
     if iter(validation) is validation:
         validation = list(validation)
     return source_of(validation, 0, shuffle=False)
-
-
-def _hash(model: nn.Module) -> str:
-    return digest_of(itertools.chain(model.named_parameters(), model.named_buffers()))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from secateur.errors import DataError
-from secateur.train.batches import Source, not_finite, one_epoch, to_device
+from secateur.train.batches import Source, not_finite, one_epoch
 from secateur.train.modes import train_mode_
 from secateur.train.resume import save
 from secateur.train.run import Run, averaged, look_, objective
@@ -34,7 +34,7 @@ def train_(
     train_mode_(r.small, s.dropout, s.batch_norm)
     while at.step < r.total and not (s.patience and at.stale >= s.patience):
         epoch, position, raw = next(batches)
-        loss = objective(r, to_device(raw, r.device)) / s.accumulate
+        loss = objective(r, raw, lasting=True) / s.accumulate
         if not loss.requires_grad:
             raise ValueError("the loss does not depend on any trained parameter: look at trainable, loss and hidden")
         r.pending.append((f"loss of batch {position} of epoch {epoch}", loss.detach(), raw))
@@ -105,8 +105,7 @@ def validate_(r: Run) -> float:
         r.small.eval()
         if isinstance(r.validation, Source):
             for i, raw in enumerate(one_epoch(r.validation, r.settings.seed)):
-                batch = to_device(raw, r.device)
-                value, rows = objective(r, batch).item(), len(tensors_of(r.split(batch))[0])
+                value, rows = objective(r, raw, r.validation.pure).item(), len(tensors_of(r.split(raw))[0])
                 if not math.isfinite(value):
                     raise DataError(
                         f"validation batch {i}: loss is {value}; {(not_finite(raw) or ['it is finite'])[0]}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError
-from secateur.train.batches import Source, not_finite
+from secateur.train.batches import Source, not_finite, to_device
 from secateur.train.hidden import paired, project
 from secateur.train.recovery import History
 from secateur.train.settings import Settings
@@ -63,6 +63,7 @@ class Run:
         pairs: student path -> teacher path.
         ema, best: copies by the name they have in the model.
         pending: ``(what, value, batch)`` of figures that were not yet looked at.
+        answers: what the dense model answered to a batch, by the batch's identity, where that is kept.
     """
 
     small: nn.Module
@@ -80,6 +81,7 @@ class Run:
     ema: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
     pending: list[tuple[str, Tensor, Any]] = field(default_factory=list)
+    answers: dict[int, tuple[Any, Seen]] = field(default_factory=dict)
 
     def weights(self) -> dict[str, Tensor]:
         """What training can change: trained parameters and all buffers."""
@@ -87,14 +89,14 @@ class Run:
         return trained | dict(self.small.named_buffers())
 
 
-def objective(r: Run, batch: Any) -> Tensor:
-    """The loss of one batch that is on the device: output and hidden states."""
-    s, example = r.settings, r.split(batch)
+def objective(r: Run, raw: Any, lasting: bool) -> Tensor:
+    """The loss of one batch: output and hidden states; ``lasting`` batches come back as the same object."""
+    s, batch = r.settings, to_device(raw, r.device)
+    example = r.split(batch)
     for seen in r.seen:
         for states in seen.values():
             states.clear()
-    with torch.no_grad():  # not inference_mode: its tensors cannot be saved for the student's backward
-        teacher = run(r.dense, example)
+    teacher, taught = r.answers.get(id(raw)) or _answer(r, raw, example, lasting)
     student = run(r.small, example)
     total = torch.zeros((), device=r.device)
     if s.weight_output:
@@ -106,10 +108,20 @@ def objective(r: Run, batch: Any) -> Tensor:
         mask = None if s.hidden_mask is None else s.hidden_mask(batch)
         terms = [
             s.hidden_loss(project(ours, theirs, r.learned.get(f"projection/{path}")), theirs, mask)
-            for path, ours, theirs in paired(r.pairs, *r.seen)
+            for path, ours, theirs in paired(r.pairs, r.seen[0], taught)
         ]
         total = total + s.weight_hidden * torch.stack(terms).mean()
     return total
+
+
+def _answer(r: Run, raw: Any, example: Example, lasting: bool) -> tuple[Any, Seen]:
+    """What the dense model says, and its hidden states; kept for the next epoch where that was asked for."""
+    with torch.no_grad():  # not inference_mode: its tensors cannot be saved for the student's backward
+        output = run(r.dense, example)
+    answer = output, {path: list(states) for path, states in r.seen[1].items()}
+    if r.settings.keep_answers and lasting:
+        r.answers[id(raw)] = answer
+    return answer
 
 
 def make_optimizer_(r: Run, projections: Mapping[str, Tensor]) -> None:

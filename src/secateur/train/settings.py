@@ -32,6 +32,7 @@ class Settings:
     weight_decay: float
     clip: float | None
     accumulate: int
+    keep_answers: bool
     ema: float | None
     trainable: Callable[[str], bool] | None
     dropout: bool
@@ -67,7 +68,7 @@ class Settings:
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able: what must be equal for a run to be continued."""
-        skip = {"checkpoint_every", "steps", "epochs"}
+        skip = {"checkpoint_every", "steps", "epochs", "keep_answers"}
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in skip}
 
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from secateur.digest import digest_of
 from secateur.errors import FormatError
-from secateur.train.batches import digest_of
 
 log = logging.getLogger("secateur")
 
