@@ -16,7 +16,7 @@ import secateur as sc
 from secateur.choose.allocate import allowed_counts, keep_best
 from secateur.errors import BudgetError, PlanError
 from secateur.export.plans import plan_bytes
-from secateur.run.meet import AIM, NEAR, TOLERANCE, meet
+from secateur.run.meet import AIM, NEAR, meet
 from secateur.types import Cost
 from tiny import counts, groups_of, mlp
 
@@ -148,12 +148,12 @@ def test_a_budget_that_holds_already_is_an_error(fraction: float) -> None:
 
 
 def test_a_lucky_timing_is_not_taken() -> None:
-    """A second timing finds everything 10 % slower: what only just met the limit does not count."""
+    """A second timing finds everything 10 % slower: what met the limit must meet it in the mean of both."""
     true = DEVICES["proportional"]
     cost, asked = device(true, lambda a, b: 1.1 * true(a, b))
     limit = 0.5 * cost.dense
     plan = go(cost, 0.5)
-    assert 1.1 * true(*counts(plan).values()) <= limit * (1 + TOLERANCE / 2)
+    assert 1.05 * true(*counts(plan).values()) <= limit
     assert any(second for _, second in asked)
 
 

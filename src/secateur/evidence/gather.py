@@ -150,7 +150,7 @@ def _measured(
     twice = len({t.name for t in targets}) < len(targets)
     for t in targets:
         artefacts = [_built(t, m, example, budget) for m in (model, small)]
-        pair = measure(artefacts, peak=True)
+        pair = measure(artefacts, repeats=80, peak=True)
         label = f"{t.name}, {t.threads} threads" if twice else t.name
         rows += _timed_rows(label, t, pair[0], pair[1], budget)
         for name, timing, net, a in zip(("dense", "pruned"), pair, (model, small), artefacts, strict=True):

@@ -11,7 +11,6 @@ from torch import nn
 
 from secateur.choose.allocate import Allocation, allocate, asked
 from secateur.errors import BudgetError, PlanError
-from secateur.evidence.gather import TOLERANCE
 from secateur.graph.surgery import apply
 from secateur.types import Budget, Limits, Plan, Scores
 
@@ -45,7 +44,7 @@ def meet(
 
     A measured cost is predicted. What the prediction is asked for is corrected from attempt to attempt, along the line
     through what was measured nearest the limit on either side. The first attempt that comes within 5 % below the limit
-    is taken, else the nearest below it after eight. The one taken is timed once more.
+    is taken, else the nearest below it after eight; what is taken must hold in the mean with a second timing too.
 
     Raises:
         BudgetError: no attempt met the budget; ``closest`` is the least that was measured.
@@ -64,10 +63,9 @@ def meet(
         known, found = len(tried), attempt(aim)
         measured = budget.cost.dense if found is None else found.measured
         if found is not None and NEAR * budget.limit <= measured <= budget.limit:
-            again = _again(model, budget, found)
-            if again <= budget.limit * (1 + TOLERANCE / 2):
+            measured = _confirmed(model, budget, found)
+            if measured <= budget.limit:
                 return found.plan
-            measured = again
         points.append((aim, measured))
         aim = _next(points, budget.limit * AIM, stalled=len(tried) == known)
         close = min(abs(aim - a) for a, _ in points) < budget.limit / 2000
@@ -76,7 +74,7 @@ def meet(
     if all(a.measured > budget.limit for a in tried.values()):
         attempt(budget.limit * 1e-9)  # all that the limits allow
     for best in sorted(tried.values(), key=lambda a: -a.measured):
-        if best.measured <= budget.limit and _again(model, budget, best) <= budget.limit * (1 + TOLERANCE / 2):
+        if best.measured <= budget.limit and _confirmed(model, budget, best) <= budget.limit:
             return best.plan
     least = min(a.measured for a in tried.values())
     raise BudgetError(
@@ -101,10 +99,10 @@ def _next(points: Sequence[tuple[float, float]], wanted: float, stalled: bool) -
     return below[0] + share * (above[0] - below[0])
 
 
-def _again(model: nn.Module, budget: Budget, attempt: Attempt) -> float:
-    """A second timing: the best of several attempts is partly luck."""
+def _confirmed(model: nn.Module, budget: Budget, attempt: Attempt) -> float:
+    """The mean with a second timing: that one of several attempts was taken is partly its luck."""
     assert budget.cost.measured is not None
-    return budget.cost.measured(apply(attempt.plan, model), True)
+    return (attempt.measured + budget.cost.measured(apply(attempt.plan, model), True)) / 2
 
 
 def _attempt(

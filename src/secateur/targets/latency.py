@@ -28,9 +28,9 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
 
     ``dense`` is measured. ``of`` predicts: up to six probes, each with half of one family of groups cut, are exported
     and timed against the dense model in one interleaved run; a family's saving is spread over its multiply-
-    accumulates. ``measured`` exports and times a cut model, as its ratio to the dense one in the same run. Ratios (and
-    second ones, which confirm) and the dense figure are remembered by model, machine, threads and versions, so the
-    same command makes the same plan.
+    accumulates. ``measured`` exports and times a cut model: the median over rounds of its time over the dense one's in
+    the same round, times the dense figure. These ratios (and second ones, which confirm) and the dense figure are
+    remembered by model, machine, threads and versions, so the same command makes the same plan.
 
     Args:
         model: the dense model.
@@ -103,11 +103,11 @@ class _Timed:
 
     def ratio(self, small: nn.Module, again: bool = False) -> float:
         dense = latency_key(self.model, self.example, self.target)
-        key = f"{'second ' if again else ''}ratio of {latency_key(small, self.example, self.target)} to {dense}"
+        key = f"{'second ' if again else ''}paired ratio of {latency_key(small, self.example, self.target)} to {dense}"
         known = recall(key)
         if known is None:
             whole, cut = measure([self.built(self.model), self.built(small)], self.repeats)
-            known = cut.median / whole.median
+            known = float(np.median(cut.seconds / whole.seconds))  # round by round: half the spread of medians' ratio
             remember(key, known)
         return known
 
