@@ -51,7 +51,7 @@ def make(case: str, seed: int, model: nn.Module, texts: Texts) -> tuple[nn.Modul
         demo.distillation(pool, seed, STEPS, demo.dropped_hidden()).run(small, model, sc.Plan({}, {}, {}, {}, {}, {}))
         return small, None
     criterion = sc.magnitude if case == "magnitude_uniform" else sc.random(seed)
-    recover = demo.recoveries(texts, crops(texts, 16_384, seed=seed, size=1024), seed, STEPS, None)
+    recover = demo.recoveries(texts, demo.calibration_texts(texts, seed), seed, STEPS, None)
     result = demo.uniform_case(model, texts, demo.half(model, texts), criterion, recover, seed)
     return result.model, result.plan
 

