@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,21 +29,26 @@ class Groups:
     """The units of a model, by group, and what is frozen.
 
     Attributes:
-        groups: in the order of the model. frozen: axes that cannot be cut and why. graph: what they came from.
+        groups: in the order of the model. graph: what they came from.
         unknown: ops without a rule that were met, with the place: what they touch is frozen.
 
     Counting costs after a cut is linear in the number of positions of the axes that can be cut.
     """
 
     groups: tuple[Group, ...]
-    frozen: tuple[Frozen, ...]
     graph: Graph
     unknown: tuple[str, ...]
     _axes: Axes
     _solution: Solution
     _roots: Mapping[str, tuple[Ints, ...]]
     _repairs: Repairs
+    _dropped: tuple[Frozen, ...]
     _cache: dict[str, Counter] = field(default_factory=dict)
+
+    @functools.cached_property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Axes that cannot be cut, and why; worked out when it is asked for."""
+        return (*_frozen(self._axes, self._solution), *self._dropped)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -183,14 +189,15 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
             roots[group.name] = its_roots
         else:
             dropped += [Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"][:1]
-    frozen = (*_frozen(axes, solution), *dropped)
+
+    made = Groups(tuple(groups), graph, tuple(dict.fromkeys(unknown)), axes, solution, roots, repairs, tuple(dropped))
     if not groups:
-        why = sorted({f"{f.name}: {f.reason} ({f.line})" for f in frozen if f.size > 1})[:6]
+        why = sorted({f"{f.name}: {f.reason} ({f.line})" for f in made.frozen if f.size > 1})[:6]
         raise CoupleError(
             f"nothing in this model can be cut. {'; '.join(why)}. "
             "Give rules for unknown ops, shorten `ignore`, or ask for residual width with rules=sc.RESIDUAL_RULES"
         )
-    return Groups(tuple(groups), frozen, graph, tuple(dict.fromkeys(unknown)), axes, solution, roots, repairs)
+    return made
 
 
 def macs_of(graph: Graph, rules: Mapping[str, Rule] = RULES) -> int:
@@ -217,7 +224,7 @@ def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
 
 
 def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[str]) -> None:
-    inputs = list(call.tensors())
+    inputs = call.tensors()
     live = any(a is not None for v in inputs for a in axes[v])
     rule = rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
     if not live and not (rule is not None and not inputs):

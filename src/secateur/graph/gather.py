@@ -12,30 +12,26 @@ from secateur.types import Group, Ints, Slice
 
 
 def _positions(axes: Axes, solution: Solution) -> tuple[list[tuple[str, int]], Ints, Ints, Ints]:
-    """Every position of every tensor axis that may go: (key, position, root); keys index the returned list."""
+    """Every position of every tensor axis that may go, axis by axis: number of its key, position, root."""
     keys: list[tuple[str, int]] = []
-    which, where, root = [], [], []
+    vectors: list[Ints] = []
     for index, name in axes.names.items():
         for d, ids in enumerate(axes.ids[index]):
-            if ids is None:
-                continue
-            r = solution.root[ids]
-            live = np.nonzero(~solution.pinned[r])[0]
-            if len(live):
-                which.append(np.full(len(live), len(keys)))
-                where.append(live)
-                root.append(r[live])
+            if ids is not None:
                 keys.append((name, d))
-    if not keys:
-        none = np.zeros(0, np.int64)
-        return [], none, none, none
-    return keys, np.concatenate(which), np.concatenate(where), np.concatenate(root)
+                vectors.append(ids)
+    sizes = np.array([v.size for v in vectors], np.int64)
+    which = np.repeat(np.arange(len(keys)), sizes)
+    where = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    root = solution.root[np.concatenate(vectors)] if keys else np.zeros(0, np.int64)
+    live = ~solution.pinned[root]
+    return keys, which[live], where[live], root[live]
 
 
 def gather(axes: Axes, solution: Solution) -> list[tuple[Group, tuple[Ints, ...]]]:
     """Units with the same signature (how many positions of which axes, and which axes on the way) are one group."""
     keys, which, where, root = _positions(axes, solution)
-    if not keys:
+    if not len(root):
         return []
     celled = np.zeros(axes.n, bool)
     celled[solution.cells.ravel()] = True
@@ -79,21 +75,21 @@ def _input_ids(axes: Axes) -> set[int]:
     return {int(a.ravel()[0]) for a in axes.inputs if a.size}
 
 
-def _labels(axes: Axes, solution: Solution) -> dict[int, str]:
-    """Root -> the most telling label it was given."""
-    rank = {k: i for i, k in enumerate(("embedding", "neuron", "channel", "width", "head_dim", "head"))}
-    out: dict[int, str] = {}
-    for kind in rank:
-        for ids, label in axes.labels:
-            if label == kind:
-                out.update(dict.fromkeys(np.unique(solution.root[ids]).tolist(), kind))
+_KINDS = ("embedding", "neuron", "channel", "width", "head_dim", "head")
+"""From the least telling label to the most."""
+
+
+def _labels(axes: Axes, solution: Solution) -> Ints:
+    """By root, the number of the most telling label that it was given; -1 where it was given none."""
+    out = np.full(axes.n, -1)
+    for ids, label in sorted(axes.labels, key=lambda given: _KINDS.index(given[1])):
+        out[solution.root[ids]] = _KINDS.index(label)
     return out
 
 
-def _named(slices: tuple[Slice, ...], roots: Ints | list[Ints], labels: dict[int, str], taken: set[str]) -> Group:
-    rank = ("embedding", "neuron", "channel", "width", "head_dim", "head")
-    kinds = [labels[int(r)] for r in np.atleast_1d(roots[0]) if int(r) in labels]
-    kind = max(kinds, key=rank.index) if kinds else "neuron"
+def _named(slices: tuple[Slice, ...], roots: Ints | list[Ints], labels: Ints, taken: set[str]) -> Group:
+    most = int(labels[np.atleast_1d(roots[0])].max())
+    kind = "neuron" if most < 0 else _KINDS[most]
     makers = [s for s in slices if s.role == "out"] or list(slices)
     weights = [s for s in makers if s.name.endswith("weight")] or makers
     module = weights[0].name.rpartition(".")[0]
@@ -106,29 +102,42 @@ def _named(slices: tuple[Slice, ...], roots: Ints | list[Ints], labels: dict[int
 def _plain_groups(
     keys: list[tuple[str, int]], which: Ints, where: Ints, root: Ints, signature: Ints
 ) -> list[tuple[Ints | list[Ints], list[tuple[int, Ints]]]]:
-    """Units of one root each, vectorised."""
+    """Units of one root each, vectorised; positions come axis by axis, in order."""
     out: list[tuple[Ints | list[Ints], list[tuple[int, Ints]]]] = []
     if not len(root):
         return []
-    roots = np.unique(root)
+    roots = _distinct(root, len(signature))
     _, family = np.unique(signature[roots], return_inverse=True)
-    family_of = np.full(int(roots.max()) + 1, -1)
+    family_of = np.full(len(signature), -1)
     family_of[roots] = family
-    order = np.lexsort((where, which, family_of[root]))
+    order = np.argsort(family_of[root], kind="stable")
     which, where, root = which[order], where[order], root[order]
-    cuts = np.nonzero(np.diff(family_of[root]))[0] + 1
-    rank = np.empty(len(family_of), np.int64)
-    for ks, ps, rs in zip(np.split(which, cuts), np.split(where, cuts), np.split(root, cuts), strict=True):
-        members, first = np.unique(rs, return_index=True)
-        members = members[np.argsort(first, kind="stable")]  # by first position in the first axis
+    cuts = [0, *(np.nonzero(np.diff(family_of[root]))[0] + 1).tolist(), len(root)]
+    rank = np.empty(len(signature), np.int64)
+    for lo, hi in itertools.pairwise(cuts):
+        ks, ps, rs = which[lo:hi], where[lo:hi], root[lo:hi]
+        inner = [0, *(np.nonzero(np.diff(ks))[0] + 1).tolist(), hi - lo]
+        members = _by_first(rs[: inner[1]])  # every unit takes as many positions of each axis
         rank[members] = np.arange(len(members))
         parts = []
-        inner = np.nonzero(np.diff(ks))[0] + 1
-        for k, p, r in zip(np.split(ks, inner), np.split(ps, inner), np.split(rs, inner), strict=True):
-            by_unit = np.argsort(rank[r], kind="stable")
-            parts.append((int(k[0]), p[by_unit].reshape(len(members), -1)))
+        for a, b in itertools.pairwise(inner):
+            by_unit = np.argsort(rank[rs[a:b]], kind="stable")
+            parts.append((int(ks[a]), ps[a:b][by_unit].reshape(len(members), -1)))
         out.append((members, parts))
     return out
+
+
+def _distinct(ids: Ints, n: int) -> Ints:
+    """The different ids below ``n``, sorted."""
+    seen = np.zeros(n, bool)
+    seen[ids] = True
+    return np.nonzero(seen)[0]
+
+
+def _by_first(ids: Ints) -> Ints:
+    """The different ids, in the order in which they first come."""
+    members, first = np.unique(ids, return_index=True)
+    return members[np.argsort(first, kind="stable")]
 
 
 def _celled_groups(
@@ -142,29 +151,35 @@ def _celled_groups(
     random: Ints,
 ) -> list[tuple[list[Ints], list[tuple[int, Ints]]]]:
     """Units that are closures of several roots (heads, head dims, groups of a convolution)."""
+    if not solution.closures:
+        return []
     order = np.argsort(root, kind="stable")
     which, where, root = which[order], where[order], root[order]
     births, birth_of = np.array(axes.births), np.zeros(axes.n, np.int64)
     np.add.at(birth_of, solution.root, random[np.searchsorted(births, np.arange(axes.n), side="right") - 1])
-    families: dict[tuple[int, ...], list[tuple[Ints, Ints, Ints]]] = {}
-    defined = np.zeros(axes.n, bool)
-    defined[solution.cells[:, 0]] = True
-    for closure in solution.closures:
-        lo, hi = np.searchsorted(root, closure), np.searchsorted(root, closure, side="right")
-        count = hi - lo
-        at = np.repeat(lo - np.cumsum(count) + count, count) + np.arange(count.sum())
-        if not len(at):
-            continue
-        atoms = closure[~defined[closure]]  # rows and columns cut the same axes: told apart by where they were born
-        sign = (int(signature[closure].sum()), int(birth_of[atoms].sum()), len(closure))
-        families.setdefault(sign, []).append((closure, which[at], where[at]))
+    birth_of[solution.cells[:, 0]] = 0  # rows and columns cut the same axes: only where they were born tells them apart
+    flat, sizes = np.concatenate(solution.closures), np.array([len(c) for c in solution.closures])
+    starts = np.cumsum(sizes) - sizes
+    low = np.searchsorted(root, flat)
+    count = np.searchsorted(root, flat, side="right") - low
+    at = np.repeat(low - np.cumsum(count) + count, count) + np.arange(count.sum())
+    owner = np.repeat(np.repeat(np.arange(len(sizes)), sizes), count)
+    order = np.lexsort((where[at], which[at], owner))
+    which, where = which[at][order], where[at][order]  # closure by closure, axis by axis
+    length = np.bincount(owner, minlength=len(sizes))
+    first = np.cumsum(length) - length
+    signs = (np.add.reduceat(signature[flat], starts), np.add.reduceat(birth_of[flat], starts), sizes)
+    families: dict[tuple[int, ...], list[int]] = {}
+    for i, sign in enumerate(zip(*(s.tolist() for s in signs), strict=True)):
+        if length[i]:
+            families.setdefault(sign, []).append(i)
     out = []
     for units in families.values():
         # every unit of a family takes as many positions of each axis: one row a unit, axis after axis
-        rows = np.stack([p[np.lexsort((p, w))] for _, w, p in units])
-        axis, starts = np.unique(np.sort(units[0][1]), return_index=True)
+        rows = where[first[units][:, None] + np.arange(length[units[0]])]
+        axis, begin = np.unique(which[first[units[0]] :][: length[units[0]]], return_index=True)
         by_place = np.argsort(rows[:, 0], kind="stable")
-        ends = [*starts[1:], rows.shape[1]]
-        parts = [(int(k), rows[by_place, a:b]) for k, a, b in zip(axis, starts, ends, strict=True)]
-        out.append(([units[i][0] for i in by_place], parts))
+        ends = [*begin[1:], rows.shape[1]]
+        parts = [(int(k), rows[by_place, a:b]) for k, a, b in zip(axis, begin, ends, strict=True)]
+        out.append(([solution.closures[units[i]] for i in by_place], parts))
     return out

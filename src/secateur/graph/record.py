@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
-from secateur.graph.shells import call_fake, no_garbage_collection, untouched
+from secateur.graph.shells import call_fake, fake_of, no_garbage_collection
 from secateur.graph.sizes import (
     Attribute,
     Expression,
@@ -27,7 +27,6 @@ from secateur.graph.sizes import (
     Size,
     expression,
     leaves,
-    read_attribute,
     remembering,
 )
 from secateur.types import Example, Ints, as_call, run, tensors_of
@@ -98,9 +97,13 @@ class Call:
         assert self.outs[0] is not None
         return self.outs[0]
 
-    def tensors(self) -> Iterator[Value]:
+    @functools.cached_property
+    def _inputs(self) -> tuple[Value, ...]:
+        return tuple(_values(self.args.values()))
+
+    def tensors(self) -> tuple[Value, ...]:
         """Tensor arguments, in order."""
-        return _values(self.args.values())
+        return self._inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +158,7 @@ class _Recorder:
         known = self.values.get(id(tensor))
         if known is None:
             integral = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
-            known = Value(len(self.alive), tuple(int(n) for n in tensor.shape), weight, integral)
+            known = Value(len(self.alive), tuple(map(int, tensor.shape)), weight, integral)
             self.values[id(tensor)] = known
             self.alive.append(tensor)
         return known
@@ -213,6 +216,7 @@ _ARITHMETIC = frozenset(
 )
 
 
+_DEVICE = torch.ops.prim.device.default
 _READS = frozenset(("tolist", "numpy", "__array__"))
 _LIKE = frozenset(("view_as", "reshape_as", "expand_as"))
 
@@ -225,7 +229,13 @@ class _Dispatch(TorchDispatchMode):
         self.recorder = recorder
         self.fakes = fakes
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the wrapper that would see to it costs as much as the record
+
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op is _DEVICE and isinstance(args[0], FakeTensor):  # asked by C++ at every turn
+            return args[0].fake_device
         kwargs = kwargs or {}
         out = op(*args, **kwargs) if self.fakes is None else call_fake(self.fakes, op, args, kwargs)
         r = self.recorder
@@ -274,7 +284,7 @@ class _Function(TorchFunctionMode):
                 product = Size(int(n), Extent(r.value(args[0]).index, d), r.escape) * product
             return product
         outer = r.api, r.sizes, r.place
-        r.api, r.sizes, r.place = name, tuple(_ints((args, kwargs))), r.here()
+        r.api, r.sizes, r.place = name, tuple(_ints((args, kwargs), [])), r.here()
         if name in _READS:
             r.calls.append(Call("secateur::read", {"self": r.value(args[0])}, (), r.place, name, (), False))
         if name in _LIKE:
@@ -299,24 +309,30 @@ class _Function(TorchFunctionMode):
         return torch.Size([Size(int(n), Extent(index, d), r.escape) for d, n in enumerate(result)])
 
 
-def _ints(item: Any) -> Iterator[int]:
-    if isinstance(item, int):
-        if not isinstance(item, bool):
-            yield item
-    elif isinstance(item, (list, tuple)):
-        for x in item:
-            yield from _ints(x)
-    elif isinstance(item, dict):
-        for x in item.values():
-            yield from _ints(x)
-    elif isinstance(item, slice):
-        yield from _ints((item.start, item.stop, item.step))
+def _ints(items: Iterable[Any], found: list[int]) -> list[int]:
+    """The ints among the arguments of a function, in order; bools are none."""
+    for item in items:
+        kind = item.__class__
+        if kind is int or kind is Size:
+            found.append(item)
+        elif kind is tuple or kind is list or kind is torch.Size:
+            _ints(item, found)
+        elif kind is dict:
+            _ints(item.values(), found)
+        elif kind is slice:
+            _ints((item.start, item.stop, item.step), found)
+        elif isinstance(item, int) and kind is not bool:
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            _ints(item, found)
+    return found
 
 
 @contextlib.contextmanager
-def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[dict[Attribute, int]]:
     """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
-    names = {id(m): n for n, m in model.named_modules()}
+    modules = dict(model.named_modules())
+    names = {id(m): n for n, m in modules.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -328,10 +344,11 @@ def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel otherwise
-    model.eval()
     try:
-        with remembering(model, recorder.escape):
-            yield
+        with remembering(modules, recorder.escape) as attributes:
+            for module in modules.values():
+                module.__dict__["training"] = False
+            yield attributes
     finally:
         before.remove()
         after.remove()
@@ -352,8 +369,9 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
 
 def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: _Recorder) -> list[Value]:
     """Fake tensors: shapes and devices, no arithmetic and no memory."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = [tree_map(lambda t: mode.from_tensor(t) if isinstance(t, Tensor) else t, e) for e in examples]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = [tree_map(functools.partial(fake_of, mode), e) for e in examples]
+    with mode:
         return _run(model, fakes, recorder, mode)
 
 
@@ -371,7 +389,6 @@ def _on_tensors(model: nn.Module, examples: Sequence[Example], recorder: _Record
 def _run(
     model: nn.Module, examples: Sequence[Example], recorder: _Recorder, fakes: FakeTensorMode | None = None
 ) -> list[Value]:
-    recorder.tensors = {name: recorder.value(t, weight=True) for name, t in _named(model).items()}
     outputs: list[Value] = []
     for example in examples:
         with _Dispatch(recorder, fakes), _Function(recorder):
@@ -385,7 +402,8 @@ Way: TypeAlias = Callable[[nn.Module, Sequence[Example], _Recorder], list[Value]
 
 def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
     recorder, named = _Recorder(), _named(model)
-    with no_garbage_collection(), untouched(model), _watching(model, recorder), torch.no_grad():
+    recorder.tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
+    with no_garbage_collection(), _watching(model, recorder) as known, torch.no_grad():
         outputs = way(model, examples, recorder)
     sources = [expression(size) for call in recorder.calls for size in call.sizes]
     sources += [source for source, _ in recorder.escapes]
@@ -401,7 +419,7 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
         itemsize={n: t.element_size() for n, t in named.items()},
         outputs=tuple(outputs),
         escapes=tuple(recorder.escapes),
-        attributes={a: read_attribute(model, a) for a in attributes},
+        attributes={a: known[a] for a in attributes},
         fake=way is not _on_tensors,
     )
 

@@ -8,29 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 _MOST = 100_000
 _known: dict[Any, tuple[type | None, tuple[Any, ...]]] = {}
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back every module's attributes, parameters, buffers and training flag, whatever a forward pass stored."""
-    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for module in model.modules():
-        own = vars(module)
-        for holder in (own, own["_parameters"], own["_buffers"]):
-            saved.append((holder, dict(holder)))
-    try:
-        yield
-    finally:
-        for holder, before in saved:
-            if len(holder) != len(before) or any(holder.get(k) is not v for k, v in before.items()):
-                holder.clear()
-                holder.update(before)
 
 
 def call_fake(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
@@ -47,7 +30,7 @@ def call_fake(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
     if known is not None:
         container, specs = known
         with torch._C._DisableTorchDispatch():  # making one is no op of the model
-            made = [args[s] if isinstance(s, int) else _fake(mode, s) for s in specs]
+            made = [args[s] if s.__class__ is int else _fake(mode, s) for s in specs]
         return made[0] if container is None else container(made)
     before = [_fact(a) if isinstance(a, Tensor) else None for a in args]
     out = _work_out(mode, op, args, kwargs)
@@ -79,12 +62,18 @@ def _work_out(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Much is made here and nothing of it in cycles: searching for them would take as long as the work."""
+    """Much is made here and nothing of it in cycles: searching for them would take as long as the work.
+
+    What is young at the end is declared old, or the first search afterwards would make up for all that was left out.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if gc.get_freeze_count() == 0:  # else the caller froze objects of its own
+            gc.freeze()
+            gc.unfreeze()
         if was_on:
             gc.enable()
 
@@ -115,10 +104,28 @@ def _spec(out: Any, args: Any, before: list[Any]) -> Any:
         if out is a:
             return i if before[i] == _fact(a) else None
     if out.__class__ is FakeTensor and out.constant is None and out.layout == torch.strided:
-        return _fact(out)
+        with torch._C._DisableTorchDispatch():
+            elem = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device="meta")
+        return elem, out.device
     return None
 
 
-def _fake(mode: FakeTensorMode, fact: tuple[Any, ...]) -> Tensor:
-    shape, stride, dtype, device = fact
-    return FakeTensor(mode, torch.empty_strided(shape, stride, dtype=dtype, device="meta"), device)
+def fake_of(mode: FakeTensorMode, tensor: Any) -> Any:
+    """The fake of an example's tensor; other leaves as they are."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return mode.from_tensor(tensor) if isinstance(tensor, Tensor) else tensor
+    elem = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return _fake(mode, (elem, tensor.device))
+
+
+def _fake(mode: FakeTensorMode, spec: tuple[Tensor, torch.device]) -> Tensor:
+    """A fake tensor as its constructor makes it, without its checks, which take five times as long."""
+    elem, device = spec
+    state = mode.__dict__.get("_secateur_state")
+    if state is None:
+        state = mode.__dict__["_secateur_state"] = dict(vars(FakeTensor(mode, elem, device)))
+    made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
+    torch._C._set_throw_on_mutable_data_ptr(made)
+    vars(made).update(state)
+    vars(made)["_fake_device"] = device
+    return made

@@ -7,7 +7,7 @@ attributes and tensor sizes, and the recorder sees which expression set each siz
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -160,44 +160,62 @@ def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> i
 _PLAIN = frozenset((int, float, bool, str, type(None), dict, tuple, list, set, frozenset, bytes))
 
 
-def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(module path, prefix, dict) of every dict that may hold int attributes: the modules' own and their configs'."""
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        own = vars(module)
-        yield name, "", own
-        for key, value in list(own.items()):
-            if type(value) in _PLAIN or key[0] == "_" or not hasattr(value, "__dict__"):
-                continue
-            if not isinstance(value, (nn.Module, type)) and not callable(value) and id(value) not in seen:
-                seen.add(id(value))
-                yield name, f"{key}.", vars(value)
+def _configs(own: dict[str, Any], seen: set[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(prefix, dict) of the objects in a module that may hold ints, such as its config; each once."""
+    for key, value in own.items():
+        if type(value) in _PLAIN or key[0] == "_" or not hasattr(value, "__dict__"):
+            continue
+        if not isinstance(value, (nn.Module, type)) and not callable(value) and id(value) not in seen:
+            seen.add(id(value))
+            yield f"{key}.", vars(value)
 
 
 @contextlib.contextmanager
-def remembering(model: nn.Module, escape: Callable[[Expression], None]) -> Iterator[None]:
-    """Turn the model's int attributes into `Size` for the time of a recording, then put them back."""
-    undo: list[tuple[dict[str, Any], str, Any]] = []
-    for module, prefix, holder in _holders(model):
-        for key, value in list(holder.items()):
-            path = prefix + key
-            if type(value) is int and value > 1:
-                tagged: Any = Size(value, Attribute(module, path), escape)
-            elif type(value) in (tuple, list) and value and all(type(i) is int for i in value):
-                tagged = type(value)(Size(i, Attribute(module, f"{path}.{j}"), escape) for j, i in enumerate(value))
-            else:
-                continue
-            undo.append((holder, key, value))
-            holder[key] = tagged
+def remembering(
+    modules: Mapping[str, nn.Module], escape: Callable[[Expression], None]
+) -> Iterator[dict[Attribute, int]]:
+    """Turn the int attributes of modules into `Size` for the time of a recording; hands out what they are.
+
+    Afterwards every module has the attributes, parameters, buffers and training flag that it had, whatever a forward
+    pass stored.
+    """
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    known: dict[Attribute, int] = {}
+    seen: set[int] = set()
     try:
-        yield
+        for name, module in modules.items():
+            own = vars(module)
+            configs = list(_configs(own, seen))
+            before += [(holder, dict(holder)) for holder in (own, own["_parameters"], own["_buffers"])]
+            _tag(own, name, "", escape, known)
+            for prefix, holder in configs:
+                before.append((holder, dict(holder)))
+                _tag(holder, name, prefix, escape, known)
+        yield known
     finally:
-        for holder, key, value in undo:
-            holder[key] = value
-        for holder in {id(h): h for h, _, _ in undo}.values():  # what the forward pass stored on the way
-            for key, value in list(holder.items()):
-                if type(value) is Size:
-                    holder[key] = plain(value)
+        for holder, saved in before:
+            holder.clear()
+            holder.update(saved)
+
+
+def _tag(
+    holder: dict[str, Any],
+    module: str,
+    prefix: str,
+    escape: Callable[[Expression], None],
+    known: dict[Attribute, int],
+) -> None:
+    for key, value in holder.items():
+        kind = type(value)
+        if kind is int:
+            if value > 1:
+                at = Attribute(module, prefix + key)
+                known[at] = value
+                holder[key] = Size(value, at, escape)
+        elif (kind is tuple or kind is list) and value and all(type(i) is int for i in value):
+            places = [Attribute(module, f"{prefix}{key}.{j}") for j in range(len(value))]
+            known.update(zip(places, value, strict=True))
+            holder[key] = kind(Size(i, at, escape) for i, at in zip(value, places, strict=True))
 
 
 def read_attribute(model: nn.Module, at: Attribute) -> int:

@@ -7,6 +7,7 @@ A masked position is zero in the weights. Linear layers, products and functions 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from secateur.graph.axes import Axes, Axis
@@ -77,7 +78,7 @@ class Zeros:
             if op in _CONTRACTIONS:
                 _CONTRACTIONS[op](self, call)  # it may sum over a cut axis all the same
             return
-        first = next(call.tensors(), None)
+        first = next(iter(call.tensors()), None)
         in_place = op.endswith("_") and op not in _VIEWS
         for out in tracked:
             flags = self._result(op.removesuffix("_") if in_place else op, call, out)
@@ -95,7 +96,7 @@ class Zeros:
         if op in _CONTRACTIONS:
             found: Flags = _CONTRACTIONS[op](self, call)
             return found
-        tensors = list(call.tensors())
+        tensors = call.tensors()
         if op in _KEEPS:
             return self._moved(tensors[0], out, op)
         if op in ("cat", "concat", "stack"):
@@ -113,7 +114,7 @@ class Zeros:
             return [*[False] * (out.ndim - 1), self(call["weight"])[1]]
         return self._moved(tensors[0], out) if _keeps_zero(op, call) else [False] * out.ndim
 
-    def _sum(self, op: str, call: Call, tensors: list[Value], out: Value) -> Flags:
+    def _sum(self, op: str, call: Call, tensors: Sequence[Value], out: Value) -> Flags:
         numbers = [call.args.get(k) for k in ("other", "self")]
         if any(isinstance(n, (int, float)) and n != 0 for n in numbers):
             return [False] * out.ndim
@@ -127,7 +128,7 @@ class Zeros:
         rest = op != "expand" and all(f for e, f in enumerate(flags) if e not in used)
         return [all(flags[e] for e in es) if es else rest for es in same]
 
-    def _elementwise(self, operands: list[Value], out: Value, combine: Any) -> Flags:
+    def _elementwise(self, operands: Sequence[Value], out: Value, combine: Any) -> Flags:
         """``any``: one factor is enough; ``all``: every term must be zero, by its own dim and not by broadcasting."""
         flags = [self(v) for v in operands]
         result = []

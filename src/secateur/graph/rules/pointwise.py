@@ -10,12 +10,12 @@ from secateur.graph.sizes import Size, plain
 
 def elementwise(axes: Axes, call: Call) -> list[Axis]:
     """Every tensor operand is tied to the others."""
-    return axes.join(list(call.tensors()), call.out.shape)
+    return axes.join(call.tensors(), call.out.shape)
 
 
 def same(axes: Axes, call: Call) -> list[Axis]:
     """The output's axes are those of the first operand."""
-    return axes[next(call.tensors())]
+    return axes[call.tensors()[0]]
 
 
 def triangle(axes: Axes, call: Call) -> list[Axis]:
@@ -27,7 +27,7 @@ def triangle(axes: Axes, call: Call) -> list[Axis]:
 
 def same_all(axes: Axes, call: Call) -> list[list[Axis]]:
     """Several outputs, each with the first operand's axes (dropout and its mask)."""
-    first = next(call.tensors())
+    first = call.tensors()[0]
     return [axes[first] if v is not None and v.shape == first.shape else [] for v in call.outs]
 
 
