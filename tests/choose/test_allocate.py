@@ -232,3 +232,12 @@ def test_knapsack_where_a_staircase_makes_smaller_dearer() -> None:
     assert cost.of(GROUPS, plan.keep) <= 10
     best = min(lost(scores, c) for c in every_choice() if cost.of(GROUPS, keep_best(scores, c)) <= 10)
     assert lost(scores, counts(plan)) == best
+
+
+def test_a_budget_counted_on_another_batch_or_model_is_refused() -> None:
+    x = torch.zeros(1, 3)
+    scores = sc.score(NET, GROUPS, sc.magnitude)
+    for cost in (sc.macs(NET, torch.zeros(4, 3)), sc.params(mlp(3, 50, 2))):
+        with pytest.raises(BudgetError, match="same example"):
+            sc.allocate(scores, sc.Budget.of_dense(cost, 0.5), sc.uniform)
+    assert sc.allocate(scores, sc.Budget.of_dense(sc.macs(NET, x), 0.5), sc.uniform).removed

@@ -221,3 +221,13 @@ def test_nested_and_keyword_examples_run() -> None:
     by_name = sc.calibrate(net, [{"x": x, "pair": (x, one)}], sc.obs)
     by_place = sc.calibrate(net, [(x, (x, one))], sc.obs)
     assert torch.equal(by_name["q.weight"].second, by_place["q.weight"].second)
+
+
+def test_too_few_rows_for_the_inputs_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    net = mlp(4, 16, 2)
+    groups = groups_of(net, torch.zeros(1, 4))
+    sc.calibrate(net, [torch.randn(64, 4)], sc.obs, groups)
+    assert not caplog.records
+    sc.calibrate(net, [torch.randn(5, 4)], sc.obs, groups)
+    assert "1 of 1 weights have fewer rows" in caplog.text
+    assert "2.weight: 5 rows, 16 inputs" in caplog.text

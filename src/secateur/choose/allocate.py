@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import numpy as np
 from secateur.choose.plan import make_plan
 from secateur.errors import BudgetError, PlanError
 from secateur.graph.couple import Groups
-from secateur.types import Bools, Budget, Floats, Group, Ints, Limits, Plan, Scores
+from secateur.types import Bools, Budget, Cost, Floats, Group, Ints, Limits, Plan, Scores
 
 Counts: TypeAlias = Mapping[str, int]
 """Group name -> units kept."""
@@ -39,7 +40,8 @@ def allocate(
         made: what else to write into the plan about its making.
 
     Raises:
-        BudgetError: the limits do not let the cost fall to the budget; ``closest`` says how far it falls.
+        BudgetError: the limits do not let the cost fall to the budget; ``closest`` says how far it falls. Or the cost
+            was counted on another model or example than the scores.
         PlanError: the budget is met without cutting anything, or a limit makes no sense or matches no group.
 
     Example:
@@ -53,6 +55,7 @@ def allocate(
     groups = scores.groups
     check_limits(groups, limits)
     options = {g.name: allowed_counts(g, limits) for g in groups}
+    _check_same_count(groups, budget.cost)
     least = keep_best(scores, {g.name: int(options[g.name][0]) for g in groups})
     reachable = budget.cost.of(groups, least)
     if reachable > budget.limit:
@@ -75,6 +78,16 @@ def allocate(
         "budget": asked(budget),
     }
     return make_plan(groups, keep, {**about, **(made or {})})
+
+
+def _check_same_count(groups: Groups, cost: Cost) -> None:
+    whole = cost.of(groups, groups.all_kept())
+    if cost.measured is None and not math.isclose(whole, cost.dense, rel_tol=1e-6):
+        raise BudgetError(
+            f"{cost.name} of the budget were counted as {cost.dense:.6g} {cost.unit}".rstrip()
+            + f", but what is to be cut has {whole:.6g}: count and trace the same model on the same example (batch "
+            "size and lengths included)"
+        )
 
 
 def asked(budget: Budget) -> dict[str, Any]:

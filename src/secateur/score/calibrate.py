@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from secateur.errors import ArgumentError, DataError
 from secateur.graph.couple import Groups
 from secateur.score.capture import Contraction, Watch, version
 from secateur.types import Batches, Criterion, Example, Floats, as_call, example_of, run, tensors_of
+
+log = logging.getLogger("secateur")
 
 
 def calibrate(model: nn.Module, batches: Batches, criterion: Criterion, groups: Groups | None = None) -> Any:
@@ -129,6 +132,18 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None) ->
     for name, m in found.items():
         if not bool(torch.isfinite(m.second).all()):
             raise DataError(f"the inputs of {name} are not finite on the calibration data")
+    few = {name: m.n / len(m.first) for name, m in found.items() if m.n < len(m.first)}
+    if few:
+        worst = min(few, key=lambda name: few[name])
+        log.warning(
+            "calibration: %d of %d weights have fewer rows of data than inputs (%s: %d rows, %d inputs), so what is "
+            "fitted there fits these data only; give more batches, or limit max_sparsity",
+            len(few),
+            len(found),
+            worst,
+            found[worst].n,
+            len(found[worst].first),
+        )
     return found
 
 

@@ -32,6 +32,9 @@ def recalibrate_bn(
     gradient is taken and nothing else changes. A model without batch norm is left as it is, and the history
     says so. A batch norm that the batches do not reach keeps its old statistics.
 
+    Before `sc.refit` it does harm: the refit aims at the dense model's outputs, which fit the dense model's statistics.
+    Use it after a refit, or instead of one.
+
     Args:
         batches: 50 to 100 batches of the training distribution, 64 or more examples each; with or without
             targets.

@@ -15,6 +15,8 @@ from secateur.types import Batches, Plan
 def refit(batches: Batches, damping: float = 1e-2) -> Recovery:
     """Refit the weights that lost inputs to the dense model's outputs, layer after layer: no labels, no gradient.
 
+    Batch norms must still have the dense model's statistics, which fit these outputs: refit before `sc.recalibrate_bn`.
+
     Args:
         batches: examples; a few thousand rows (tokens, pixels) are enough. damping: see `secateur.solve.refit.refit_`.
 
