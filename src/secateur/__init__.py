@@ -22,7 +22,8 @@ from secateur.export.checkpoint import load
 from secateur.export.onnx import to_onnx
 from secateur.export.plans import load_plan, save_plan
 from secateur.graph.couple import Groups, couple
-from secateur.graph.record import Graph, trace
+from secateur.graph.record import trace
+from secateur.graph.recorded import Graph
 from secateur.graph.rules import RESIDUAL_RULES, RULES
 from secateur.graph.surgery import apply, apply_, apply_to_optimizer_, masked
 from secateur.run.pipeline import Result, prune

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from secateur.graph.axes import Axes
 from secateur.graph.closure import Solution, components, solve
 from secateur.graph.counting import Counter
-from secateur.graph.record import Graph, Value
+from secateur.graph.recorded import Graph, Value
 
 
 @dataclass

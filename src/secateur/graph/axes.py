@@ -16,14 +16,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from secateur.graph.record import Call, Graph, Place, Value
+from secateur.graph.recorded import NOWHERE, Call, Graph, Place, Value
 from secateur.graph.sizes import Attribute, Expression, Extent, Size, expression, leaves, plain
 from secateur.types import Ints
 
 Axis: TypeAlias = Ints | None
 """The ids along one dimension; None: not tracked, never cut."""
 
-NOWHERE = Place("", "?", 0)
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 NOTHING: Ints = np.zeros(0, np.int64)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateur.errors import CoupleError, PlanError
-from secateur.graph.axes import NOWHERE, Axes
+from secateur.graph.axes import Axes
 from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
 from secateur.graph.gather import gather
 from secateur.graph.pins import pin_branches, pin_ignored, pin_numbered, pin_numbers, pin_unused
-from secateur.graph.record import Call, Graph
+from secateur.graph.recorded import NOWHERE, Call, Graph
 from secateur.graph.repair import Repairs
 from secateur.graph.rules import RULES, Rule
 from secateur.graph.shells import no_garbage_collection

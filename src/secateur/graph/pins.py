@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from secateur.graph.axes import COMPARISONS, NOTHING, Axes, Expected
-from secateur.graph.record import Call, Graph, Place
+from secateur.graph.recorded import Call, Graph, Place
 from secateur.graph.sizes import Arithmetic, Extent, evaluate, leaves
 
 _READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "secateur::read")

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import TraceError
+from secateur.graph.recorded import NOWHERE, Call, Graph, Place, Value, values_in
 from secateur.graph.shells import call_fake, fake_of, no_garbage_collection
 from secateur.graph.sizes import (
     Attribute,
@@ -29,114 +30,7 @@ from secateur.graph.sizes import (
     leaves,
     remembering,
 )
-from secateur.types import Example, Ints, as_call, run, tensors_of
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A tensor met while recording: ``weight`` if it was made from parameters and buffers alone."""
-
-    index: int
-    shape: tuple[int, ...]
-    weight: bool
-    integral: bool
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where in the model and in its source a call was made."""
-
-    module: str
-    file: str
-    number: int
-
-    @property
-    def line(self) -> str:
-        """``file.py:12``, the file told from its package on."""
-        return f"{_short(self.file)}:{self.number}"
-
-
-@functools.cache
-def _short(file: str) -> str:
-    parts = Path(file).parts
-    anchors = [i for i, p in enumerate(parts) if p in ("site-packages", "src")]
-    return "/".join(parts[anchors[-1] + 1 :] if anchors else parts[-2:])
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One ATen call.
-
-    Attributes:
-        op: qualified name without overload, such as ``aten::mm``.
-        args: argument name -> value, defaults filled in; tensors are `Value`.
-        outs: its tensor outputs, in order (None for an output that is not a tensor).
-        api: the torch function that the model's code called. sizes: the ints in that call, with their memory.
-        pointwise: torch tags the op as elementwise.
-    """
-
-    op: str
-    args: dict[str, Any]
-    outs: tuple[Value | None, ...]
-    place: Place
-    api: str
-    sizes: tuple[int, ...]
-    pointwise: bool
-
-    def __getitem__(self, name: str) -> Any:
-        return self.args[name]
-
-    @property
-    def out(self) -> Value:
-        """The first output."""
-        assert self.outs[0] is not None
-        return self.outs[0]
-
-    @functools.cached_property
-    def _inputs(self) -> tuple[Value, ...]:
-        return tuple(_values(self.args.values()))
-
-    def tensors(self) -> tuple[Value, ...]:
-        """Tensor arguments, in order."""
-        return self._inputs
-
-
-@dataclass(frozen=True, eq=False)
-class Graph:
-    """What a model does on an example.
-
-    Attributes:
-        calls: in order. shapes: of every value, by its index.
-        tensors: parameter or buffer name -> value; names of one shared tensor share a value.
-        floating: names whose entries are floats. constants: entries of the integer buffers, by name.
-        outputs: what the model returned. escapes: sizes that became numbers in arithmetic, and where.
-        fake: recorded on fake tensors. attributes: value of every int attribute an expression reads.
-    """
-
-    calls: tuple[Call, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    tensors: dict[str, Value]
-    parameters: frozenset[str]
-    floating: frozenset[str]
-    constants: dict[str, Ints]
-    itemsize: dict[str, int]
-    outputs: tuple[Value, ...]
-    escapes: tuple[tuple[Expression, Place], ...]
-    attributes: dict[Attribute, int]
-    fake: bool
-
-
-def _values(items: Any) -> Iterator[Value]:
-    for item in items:
-        if isinstance(item, Value):
-            yield item
-        elif isinstance(item, (list, tuple)):
-            yield from _values(item)
+from secateur.types import Example, as_call, run, tensors_of
 
 
 @dataclass
@@ -150,7 +44,7 @@ class _Recorder:
     stack: list[str] = field(default_factory=lambda: [""])
     api: str = ""
     sizes: tuple[int, ...] = ()
-    place: Place = Place("", "?", 0)
+    place: Place = NOWHERE
     tensors: dict[str, Value] = field(default_factory=dict)
     schemas: dict[Any, tuple[str, list[tuple[str, Any, bool]], bool]] = field(default_factory=dict)
 
@@ -259,7 +153,7 @@ class _Dispatch(TorchDispatchMode):
             given = kwargs.get(key, default) if only or i >= len(args) else args[i]
             bound[key] = enter(given)
         made = out if isinstance(out, (tuple, list)) else (out,)
-        any_tensor = next(_values(bound.values()), None) is not None
+        any_tensor = next(values_in(bound.values()), None) is not None
         outs = tuple(r.value(t, weight and any_tensor) if isinstance(t, Tensor) else None for t in made)
         r.calls.append(Call(name, bound, outs, r.place, r.api, r.sizes, pointwise))
         return out
@@ -463,11 +357,3 @@ def trace(model: nn.Module, example: Example, also: Sequence[Example] = ()) -> G
 def _words(error: Exception) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def reads_extent(source: Expression) -> bool:
-    """Whether an expression reads the size of a tensor."""
-    return any(isinstance(leaf, Extent) for leaf in leaves(source))
-
-
-__all__ = ["Call", "Graph", "Place", "Value", "expression", "reads_extent", "trace"]

@@ -143,6 +143,11 @@ def leaves(source: Expression) -> Iterator[Attribute | Extent]:
         yield source
 
 
+def reads_extent(source: Expression) -> bool:
+    """Whether an expression reads the size of a tensor."""
+    return any(isinstance(leaf, Extent) for leaf in leaves(source))
+
+
 def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> int:
     """The value of an expression when its leaves have the values that ``read`` gives.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from secateur.graph.axes import Axes, Axis
-from secateur.graph.record import Call, Value
+from secateur.graph.recorded import Call, Value
 
 Flags: TypeAlias = list[bool]
 """By dim: whether the value is zero at every removed position of it; True where nothing can be removed."""

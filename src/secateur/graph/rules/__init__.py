@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from secateur.graph.axes import Axes
-from secateur.graph.record import Call
+from secateur.graph.recorded import Call
 from secateur.graph.rules import attention, contraction, convolution, index, norm, pointwise, reduction, shape, space
 
 Rule: TypeAlias = Callable[[Axes, Call], Any]

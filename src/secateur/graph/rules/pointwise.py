@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.graph.axes import Axes, Axis
-from secateur.graph.record import Call
+from secateur.graph.recorded import Call
 from secateur.graph.rules._table import table
 from secateur.graph.sizes import Size, plain
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from secateur.graph.axes import Axes, Axis
-from secateur.graph.record import Call
+from secateur.graph.recorded import Call
 from secateur.graph.rules._table import dims_of, table
 
 

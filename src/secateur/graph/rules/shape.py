@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from secateur.graph.axes import Axes, Axis
-from secateur.graph.record import Call, Value, reads_extent
+from secateur.graph.recorded import Call, Value
 from secateur.graph.rules._table import dims_of, table
-from secateur.graph.sizes import Size, expression, plain
+from secateur.graph.sizes import Size, expression, plain, reads_extent
 from secateur.types import Ints
 
 

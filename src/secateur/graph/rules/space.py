@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from secateur.graph.axes import Axes, Axis
-from secateur.graph.record import Call
+from secateur.graph.recorded import Call
 from secateur.graph.rules._table import table
 
 
