@@ -151,7 +151,7 @@ def dense(seed: int, given: Data) -> tuple[nn.Module, float]:
     model, _ = _models.cnn()
     if not path.exists():
         start = time.perf_counter()
-        train_(model, given.train, seed, epochs=1 if quick() else 8)
+        train_(model, given.train, seed, epochs=2 if quick() else 8)
         state = {k: v.contiguous() for k, v in model.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, save({**state, "_seconds": torch.tensor(time.perf_counter() - start)}))

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
 import importlib.metadata
 import io
+import json
 import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from secateur.evidence.gather import environment
@@ -117,6 +119,26 @@ def means(figures: Sequence[Figure]) -> list[Figure]:
         if isinstance(f.seed, int):
             seen.setdefault((f.case, f.metric, f.unit), []).append(f.value)
     return [Figure(c, m, statistics.fmean(v), u, "mean") for (c, m, u), v in seen.items() if len(v) > 1]
+
+
+def digest_of(*sources: str | Path) -> str:
+    """Names a recipe by the files that state it: what was made by another one is not used again."""
+    return hashlib.blake2b(b"".join(Path(p).read_bytes() for p in sources), digest_size=6).hexdigest()
+
+
+def kept(part: str, make: Callable[[], list[Figure]], *sources: str | Path) -> list[Figure]:
+    """The figures of a part of a benchmark, made once: a run that was cut off goes on with the next part.
+
+    They lie in ``.cache/benchmarks`` under the part's name and the digest of its sources; ``make clean`` forgets them.
+    The library is not among the sources: after a change to it that matters, clean first.
+    """
+    file = CACHE / f"{part}{'-quick' if quick() else ''}-{digest_of(*sources)}.json"
+    if file.is_file():
+        return [Figure(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    figures = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, json.dumps([asdict(f) for f in figures]).encode())
+    return figures
 
 
 def use_fresh_memory() -> tempfile.TemporaryDirectory[str]:

@@ -17,6 +17,7 @@ Crops of one photograph are alike: read differences between cases, which all see
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 import warnings
 
@@ -25,9 +26,10 @@ from torch import Tensor, nn
 
 import _models
 import _peer
+import _photos
 import secateur as sc
 from _photos import Photos, photos
-from _rows import Figure, quick, say, use_fresh_memory, write
+from _rows import Figure, kept, quick, say, use_fresh_memory, write
 
 EXPERIMENT = "efficientnet_lite0"
 SEEDS, BUDGETS = (0, 1, 2), (0.8, 0.65)
@@ -130,7 +132,11 @@ def main() -> None:
     only = parser.parse_args().seeds
     warnings.filterwarnings("ignore")
     memory = use_fresh_memory()
-    figures = [f for seed in only or ((0,) if quick() else SEEDS) for f in one_seed(seed)]
+    figures = []
+    for seed in only or ((0,) if quick() else SEEDS):
+        figures += kept(
+            f"{EXPERIMENT}-{seed}", functools.partial(one_seed, seed), __file__, _photos.__file__, _peer.__file__
+        )
     if not only:
         print(write(EXPERIMENT, figures, also=[_peer.DISTRIBUTION]))
     memory.cleanup()

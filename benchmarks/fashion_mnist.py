@@ -16,6 +16,7 @@ Two variants' test accuracies were seen before the recipe was settled.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 import warnings
 from typing import Any
@@ -28,7 +29,7 @@ import _fashion
 import _peer
 import secateur as sc
 from _fashion import Data
-from _rows import Figure, quick, say, use_fresh_memory, write
+from _rows import Figure, kept, quick, say, use_fresh_memory, write
 
 EXPERIMENT = "fashion_mnist"
 SEEDS, BUDGETS = (0, 1, 2), (0.5, 0.25)
@@ -143,7 +144,11 @@ def main() -> None:
     only = parser.parse_args().seeds
     warnings.filterwarnings("ignore")
     memory = use_fresh_memory()
-    figures = [f for seed in only or ((0,) if quick() else SEEDS) for f in one_seed(seed)]
+    figures = []
+    for seed in only or ((0,) if quick() else SEEDS):
+        figures += kept(
+            f"{EXPERIMENT}-{seed}", functools.partial(one_seed, seed), __file__, _fashion.__file__, _peer.__file__
+        )
     if not only:
         print(write(EXPERIMENT, figures, also=[_peer.DISTRIBUTION]))
     memory.cleanup()

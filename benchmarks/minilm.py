@@ -14,7 +14,6 @@ one interleaved run and the rows are written.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -57,9 +56,8 @@ def make(case: str, seed: int, model: nn.Module, texts: Texts) -> tuple[nn.Modul
 
 
 def file_of(case: str, seed: int) -> Path:
-    """Where a part is kept: under a name that changes with the recipe and with the library."""
-    sources = [*sorted((_rows.ROOT / "src").rglob("*.py")), *sorted((_rows.ROOT / "examples").glob("*.py"))]
-    recipe = hashlib.blake2b(b"".join(p.read_bytes() for p in sources), digest_size=6).hexdigest()
+    """Where a part is kept: under a name that changes with the recipe."""
+    recipe = _rows.digest_of(__file__, *sorted((_rows.ROOT / "examples").glob("*.py")))
     return FOLDER / f"{case}-{seed}-{STEPS}-{recipe}.json"
 
 
