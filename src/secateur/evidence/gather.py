@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -91,47 +92,41 @@ def report_of(
     timed, measurements, parity = _measured(model, small, example, budget, target)
     rows += timed + _quality_rows(stages) + list(checked.rows)
     ok = all(r.ok is not False for r in rows) and all(p["ok"] for p in parity)
-    histories = [s.history for s in stages if s.history is not None and len(s.history.loss) > 1]
     sections: dict[str, Any] = {
         "stages": [
             {"name": s.name, "quality": {k: f.value for k, f in s.quality.items()}, "seconds": s.seconds}
             | _stage_latency(i, measurements, budget)
             for i, s in enumerate(stages)
         ],
-        "widths": [
-            {
-                "group": g.name,
-                "kind": g.kind,
-                "module": g.module,
-                "before": g.units,
-                "after": int(plan.keep[g.name].sum()),
-            }
-            for g in groups
-        ],
-        "frozen": [
-            {
-                "name": f.name,
-                "dim": f.dim,
-                "size": f.size,
-                "reason": f.reason,
-                "module": f.module,
-                "line": f.line,
-            }
-            for f in groups.frozen
-        ],
+        **_cut(groups, plan),
         "measurements": measurements,
         "parity": parity,
-        "made": {
-            "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]) if sys.argv else "",  # noqa: PTH119
-            "seed": plan.made.get("seed"),
-            "hashes": {"dense model": plan.made.get("model_sha256", ""), "pruned model": model_hash(small)},
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            **environment(),
-        },
+        "made": _made(plan, small),
     }
+    histories = [s.history for s in stages if s.history is not None and len(s.history.loss) > 1]
     if histories:
         sections["history"] = {"loss": list(histories[-1].loss), "steps": list(histories[-1].steps)}
     return Report(ok, checked.max_error, tuple(rows), sections)
+
+
+def _cut(groups: Groups, plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """Widths before and after, and what was frozen."""
+    kept = {name: int(mask.sum()) for name, mask in plan.keep.items()}
+    widths = [
+        {"group": g.name, "kind": g.kind, "module": g.module, "before": g.units, "after": kept[g.name]} for g in groups
+    ]
+    return {"widths": widths, "frozen": [dataclasses.asdict(f) for f in groups.frozen]}
+
+
+def _made(plan: Plan, small: nn.Module) -> dict[str, Any]:
+    """The command, seed, hashes, date, versions and machine."""
+    return {
+        "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]) if sys.argv else "",  # noqa: PTH119
+        "seed": plan.made.get("seed"),
+        "hashes": {"dense model": plan.made.get("model_sha256", ""), "pruned model": model_hash(small)},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **environment(),
+    }
 
 
 def _size(what: str, unit: str, dense: float, pruned: float, budget: Budget, cost: str) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,17 +44,7 @@ def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any
         "macs": macs,
         "nbytes": groups.nbytes(full),
         "groups": [_group(groups, g.name, params, macs) for g in groups],
-        "frozen": [
-            {
-                "name": f.name,
-                "dim": f.dim,
-                "size": f.size,
-                "reason": f.reason,
-                "module": f.module,
-                "line": f.line,
-            }
-            for f in groups.frozen
-        ],
+        "frozen": [dataclasses.asdict(f) for f in groups.frozen],
         "unknown": list(groups.unknown),
         "layers": _layers(model, example),
     }
