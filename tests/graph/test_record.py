@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import attention_nets
@@ -13,8 +14,10 @@ import torch
 import traps
 from nets import Calls, seq, vec
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import secateur as sc
+from secateur.graph import shells
 from secateur.graph.sizes import Arithmetic, Attribute, Extent, Size, evaluate, expression, leaves, plain
 
 
@@ -205,3 +208,32 @@ def test_sizes_copy_and_pickle_as_plain_ints() -> None:
     assert type(copy.copy(n)) is type(copy.deepcopy([n])[0]) is int
     assert {n: "a"}[12] == "a"
     assert torch.zeros(n).shape == (12,)
+
+
+def test_a_quick_fake_is_what_the_constructor_makes() -> None:
+    mode = FakeTensorMode()
+    elem = torch.empty_strided((2, 3), (1, 2), dtype=torch.float16, device="meta")
+    quick, slow = shells._fake(mode, (elem, torch.device("cpu"))), FakeTensor(mode, elem, torch.device("cpu"))
+    assert vars(quick) == vars(slow)
+    assert torch._C._dispatch_keys(quick) == torch._C._dispatch_keys(slow)
+    for fact in ("shape", "dtype", "device", "layout", "requires_grad"):
+        assert getattr(quick, fact) == getattr(slow, fact)
+    assert quick.stride() == slow.stride()
+
+
+def test_recording_leaves_no_debt_to_the_garbage_collector() -> None:
+    """Young objects are declared old, and what a caller froze stays frozen."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    gc.collect()
+    before = gc.get_stats()[2]["collections"]
+    for _ in range(20):
+        sc.trace(net, torch.zeros(1, 4))
+    assert gc.isenabled()
+    assert gc.get_stats()[2]["collections"] == before
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        sc.trace(net, torch.zeros(1, 4))
+        assert gc.get_freeze_count() == frozen > 0
+    finally:
+        gc.unfreeze()
