@@ -265,6 +265,8 @@ def _impossible(
     if group.units < 2:
         return "is a single unit: cutting it would cut everything", group.module, ""
     plain = len(roots) == 1 and roots[0].ndim == 1  # one root a unit
+    if not repairs.touched_by(roots[0] if plain else np.concatenate(roots)):
+        return None
     for gone in ([0], [group.units - 1], list(range(1, group.units))):
         removed = np.zeros(n, bool)
         removed[roots[0][gone] if plain else np.concatenate([roots[u] for u in gone])] = True

@@ -52,7 +52,7 @@ class _Recorder:
         known = self.values.get(id(tensor))
         if known is None:
             integral = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
-            known = Value(len(self.alive), tuple(map(int, tensor.shape)), weight, integral)
+            known = Value(len(self.alive), tuple(tensor.shape), weight, integral)
             self.values[id(tensor)] = known
             self.alive.append(tensor)
         return known

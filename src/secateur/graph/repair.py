@@ -32,6 +32,7 @@ class Repairs:
     _users: Mapping[Attribute, tuple[int, ...]]  # attribute -> expected that read it
     _as_number: frozenset[Attribute]
     _fixed: Mapping[Extent, int]  # sizes of untracked dimensions
+    _ids: int  # how many there are in all
 
     @classmethod
     def of(cls, axes: Axes, root: Ints) -> Repairs:
@@ -75,6 +76,7 @@ class Repairs:
                 a for s, _ in axes.graph.escapes for a in leaves(s) if isinstance(a, Attribute) and not _compares(s)
             ),
             fixed,
+            axes.n,
         )
 
     @functools.cached_property
@@ -83,6 +85,16 @@ class Repairs:
         pairs = [(i, j) for i, mine in enumerate(self._reads) for j in (self._own[i], *mine)]
         found = np.array(pairs, np.int64).reshape(-1, 2)
         return found[:, 0], found[:, 1]
+
+    def touched_by(self, roots: Ints) -> bool:
+        """Whether any size written in the code depends on these roots."""
+        return bool(self._depends[roots].any()) if len(self._roots) else False
+
+    @functools.cached_property
+    def _depends(self) -> Bools:
+        depends = np.zeros(self._ids, bool)
+        depends[self._roots] = True
+        return depends
 
     def check(self, removed: Bools) -> tuple[dict[Attribute, int], list[str]]:
         """New values of the attributes for a cut (bool by root), and the sizes that cannot be met."""

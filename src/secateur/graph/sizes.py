@@ -7,6 +7,7 @@ attributes and tensor sizes, and the recorder sees which expression set each siz
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -162,17 +163,7 @@ def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> i
     return read(source)
 
 
-_PLAIN = frozenset((int, float, bool, str, type(None), dict, tuple, list, set, frozenset, bytes))
-
-
-def _configs(own: dict[str, Any], seen: set[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(prefix, dict) of the objects in a module that may hold ints, such as its config; each once."""
-    for key, value in own.items():
-        if type(value) in _PLAIN or key[0] == "_" or not hasattr(value, "__dict__"):
-            continue
-        if not isinstance(value, (nn.Module, type)) and not callable(value) and id(value) not in seen:
-            seen.add(id(value))
-            yield f"{key}.", vars(value)
+_NO_SIZES = frozenset((bool, float, str, type(None), dict, OrderedDict, set, frozenset, bytes))
 
 
 @contextlib.contextmanager
@@ -190,12 +181,12 @@ def remembering(
     try:
         for name, module in modules.items():
             own = vars(module)
-            configs = list(_configs(own, seen))
             before += [(holder, dict(holder)) for holder in (own, own["_parameters"], own["_buffers"])]
-            _tag(own, name, "", escape, known)
-            for prefix, holder in configs:
-                before.append((holder, dict(holder)))
-                _tag(holder, name, prefix, escape, known)
+            for key, config in _tag(own, name, "", escape, known):
+                if id(config) not in seen:
+                    seen.add(id(config))
+                    before.append((vars(config), dict(vars(config))))
+                    _tag(vars(config), name, f"{key}.", escape, known)
         yield known
     finally:
         for holder, saved in before:
@@ -209,18 +200,26 @@ def _tag(
     prefix: str,
     escape: Callable[[Expression], None],
     known: dict[Attribute, int],
-) -> None:
+) -> list[tuple[str, Any]]:
+    """Tag the ints and the sequences of ints; returns the objects that may hold more of them, such as a config."""
+    configs = []
     for key, value in holder.items():
         kind = type(value)
+        if kind in _NO_SIZES:
+            continue
         if kind is int:
             if value > 1:
                 at = Attribute(module, prefix + key)
                 known[at] = value
                 holder[key] = Size(value, at, escape)
-        elif (kind is tuple or kind is list) and value and all(type(i) is int for i in value):
-            places = [Attribute(module, f"{prefix}{key}.{j}") for j in range(len(value))]
-            known.update(zip(places, value, strict=True))
-            holder[key] = kind(Size(i, at, escape) for i, at in zip(value, places, strict=True))
+        elif kind is tuple or kind is list:
+            if value and all(type(i) is int for i in value):
+                places = [Attribute(module, f"{prefix}{key}.{j}") for j in range(len(value))]
+                known.update(zip(places, value, strict=True))
+                holder[key] = kind(Size(i, at, escape) for i, at in zip(value, places, strict=True))
+        elif key[0] != "_" and hasattr(value, "__dict__") and not callable(value):  # modules and classes are callable
+            configs.append((key, value))
+    return configs
 
 
 def read_attribute(model: nn.Module, at: Attribute) -> int:
