@@ -112,8 +112,11 @@ def _spec(out: Any, args: Any, before: list[Any]) -> Any:
 
 def fake_of(mode: FakeTensorMode, tensor: Any) -> Any:
     """The fake of an example's tensor; other leaves as they are."""
-    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.device.type == "meta":
-        return mode.from_tensor(tensor) if isinstance(tensor, Tensor) else tensor
+    if not isinstance(tensor, Tensor):
+        return tensor
+    odd = tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.device.type == "meta"
+    if odd or type(tensor) is not Tensor or tensor.layout != torch.strided:
+        return mode.from_tensor(tensor)
     elem = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return _fake(mode, (elem, tensor.device))
 

@@ -19,8 +19,8 @@ from secateur.types import Artefact, Bools, Cost, Example, Group, Keep, Target
 
 PROBES = 6
 """Most whole-model probes that a prediction is made from."""
-ARTEFACTS = 4
-"""Exported models that a cost holds on to."""
+ARTEFACTS = 2
+"""Exported models that a cost holds on to, in memory: the dense one, and the last that was cut."""
 
 
 def latency(model: nn.Module, example: Example, target: Target, *, repeats: int = 40) -> Cost:
