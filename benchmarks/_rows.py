@@ -10,6 +10,7 @@ file is written whole or not at all.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import hashlib
@@ -20,6 +21,7 @@ import math
 import os
 import statistics
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,6 +151,38 @@ def use_fresh_memory() -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix="secateur-bench-")
     os.environ["SECATEUR_CACHE"] = folder.name
     return folder
+
+
+def seed_by_seed(
+    experiment: str,
+    one_seed: Callable[[int], list[Figure]],
+    seeds: Sequence[int],
+    about: str,
+    sources: Sequence[str],
+    also: Iterable[str] = (),
+) -> None:
+    """The command line of a benchmark whose seeds are made one after another, each kept when it is done.
+
+    Args:
+        experiment: its name.
+        one_seed: makes and prints the figures of a seed.
+        seeds: all of them; the first alone in a smoke run.
+        about: what ``--help`` says.
+        sources: files that state the recipe.
+        also: as in `write`.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these, and write nothing")
+    only = parser.parse_args().seeds
+    warnings.filterwarnings("ignore")
+    with use_fresh_memory():
+        figures = [
+            figure
+            for seed in only or (seeds[:1] if quick() else seeds)
+            for figure in kept(f"{experiment}-{seed}", lambda s=seed: one_seed(s), *sources)
+        ]
+    if not only:
+        print(write(experiment, figures, also=also))
 
 
 def say(experiment: str, figures: Sequence[Figure]) -> None:

@@ -16,10 +16,7 @@ Crops of one photograph are alike: read differences between cases, which all see
 
 from __future__ import annotations
 
-import argparse
-import functools
 import time
-import warnings
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +26,7 @@ import _peer
 import _photos
 import secateur as sc
 from _photos import Photos, photos
-from _rows import Figure, kept, quick, say, use_fresh_memory, write
+from _rows import Figure, quick, say, seed_by_seed
 
 EXPERIMENT = "efficientnet_lite0"
 SEEDS, BUDGETS = (0, 1, 2), (0.8, 0.65)
@@ -77,7 +74,7 @@ def torch_pruning(model: nn.Module, example: Tensor, data: list[Tensor], paramet
         _peer.importance("GroupMagnitudeImportance"),
         options=lambda copy: {"ignored_layers": _peer.classifiers(copy)},
     )
-    sc.recalibrate_bn(data).run(small, model, None)  # type: ignore[arg-type]
+    sc.recalibrate_bn(data).run(small, model, None)
     return small.eval()
 
 
@@ -125,22 +122,12 @@ def one_seed(seed: int) -> list[Figure]:
     return figures
 
 
-def main() -> None:
-    """Every draw; writes the rows when all are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these, and write nothing")
-    only = parser.parse_args().seeds
-    warnings.filterwarnings("ignore")
-    memory = use_fresh_memory()
-    figures = []
-    for seed in only or ((0,) if quick() else SEEDS):
-        figures += kept(
-            f"{EXPERIMENT}-{seed}", functools.partial(one_seed, seed), __file__, _photos.__file__, _peer.__file__
-        )
-    if not only:
-        print(write(EXPERIMENT, figures, also=[_peer.DISTRIBUTION]))
-    memory.cleanup()
-
-
 if __name__ == "__main__":
-    main()
+    seed_by_seed(
+        EXPERIMENT,
+        one_seed,
+        SEEDS,
+        __doc__,
+        sources=(__file__, _photos.__file__, _peer.__file__),
+        also=[_peer.DISTRIBUTION],
+    )

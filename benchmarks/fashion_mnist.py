@@ -15,10 +15,7 @@ Two variants' test accuracies were seen before the recipe was settled.
 
 from __future__ import annotations
 
-import argparse
-import functools
 import time
-import warnings
 from typing import Any
 
 import torch
@@ -29,7 +26,7 @@ import _fashion
 import _peer
 import secateur as sc
 from _fashion import Data
-from _rows import Figure, kept, quick, say, use_fresh_memory, write
+from _rows import Figure, quick, say, seed_by_seed
 
 EXPERIMENT = "fashion_mnist"
 SEEDS, BUDGETS = (0, 1, 2), (0.5, 0.25)
@@ -43,11 +40,11 @@ RIVALS: dict[str, dict[str, Any]] = {
 
 def recovered(small: nn.Module, model: nn.Module, given: Data, seed: int) -> nn.Module:
     """The same for every case."""
-    sc.recalibrate_bn([x for x, _ in calibration(given)]).run(small, model, None)  # type: ignore[arg-type]
+    sc.recalibrate_bn([x for x, _ in calibration(given)]).run(small, model, None)
     steps = max(EPOCHS * (len(given.train.x) // 128), 1) if not quick() else 2
     batches = _fashion.epochs_of(given.train, 128, seed + 100)
     taught = sc.distill(batches, steps=steps, loss=teacher_and_labels, lr=RATE, batch_norm=True, seed=seed)
-    taught.run(small, model, None)  # type: ignore[arg-type]
+    taught.run(small, model, None)
     return small.eval()
 
 
@@ -137,22 +134,12 @@ def one_seed(seed: int) -> list[Figure]:
     return figures
 
 
-def main() -> None:
-    """Every seed; writes the rows when all are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these, and write nothing")
-    only = parser.parse_args().seeds
-    warnings.filterwarnings("ignore")
-    memory = use_fresh_memory()
-    figures = []
-    for seed in only or ((0,) if quick() else SEEDS):
-        figures += kept(
-            f"{EXPERIMENT}-{seed}", functools.partial(one_seed, seed), __file__, _fashion.__file__, _peer.__file__
-        )
-    if not only:
-        print(write(EXPERIMENT, figures, also=[_peer.DISTRIBUTION]))
-    memory.cleanup()
-
-
 if __name__ == "__main__":
-    main()
+    seed_by_seed(
+        EXPERIMENT,
+        one_seed,
+        SEEDS,
+        __doc__,
+        sources=(__file__, _fashion.__file__, _peer.__file__),
+        also=[_peer.DISTRIBUTION],
+    )

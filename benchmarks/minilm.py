@@ -47,7 +47,7 @@ def make(case: str, seed: int, model: nn.Module, texts: Texts) -> tuple[nn.Modul
     pool = crops(texts, 160_000, seed=seed, size=768)
     if case == "layer_drop":
         small = demo.drop_layers(model)
-        demo.distillation(pool, seed, STEPS, demo.dropped_hidden()).run(small, model, sc.Plan({}, {}, {}, {}, {}, {}))
+        demo.distillation(pool, seed, STEPS, demo.dropped_hidden()).run(small, model, None)
         return small, None
     criterion = sc.magnitude if case == "magnitude_uniform" else sc.random(seed)
     recover = demo.recoveries(texts, demo.calibration_texts(texts, seed), seed, STEPS, None)

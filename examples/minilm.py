@@ -51,17 +51,23 @@ def calibration_texts(texts: Texts, seed: int) -> list[Batch]:
 def recoveries(texts: Texts, calibration: list[Batch], seed: int, steps: int, work: Path | None) -> list[sc.Recovery]:
     """Least squares, then distillation of the embedding and of every layer's output."""
     pool = crops(texts, 160_000, seed=seed, size=768)
-    return [sc.refit(calibration), distillation(pool, seed, steps, {"encoder.layer.*": "encoder.layer.*"}, work)]
+    return [sc.refit(calibration), distillation(pool, seed, steps, work=work)]
 
 
-def distillation(pool: list[Batch], seed: int, steps: int, hidden: Any, work: Path | None = None) -> sc.Recovery:
+def distillation(
+    pool: list[Batch],
+    seed: int,
+    steps: int,
+    hidden: Mapping[str, str] | Sequence[str] = ("encoder.layer.*",),
+    work: Path | None = None,
+) -> sc.Recovery:
     """What every case of the benchmark is recovered with."""
     return sc.distill(
         pool,
         steps=steps,
         lr=1e-3,
         loss=embedding_loss,
-        hidden=("encoder.layer.*",) if "encoder.layer.*" in hidden else hidden,
+        hidden=hidden,
         trainable=not_word_embeddings,
         keep_answers=True,  # 1.5 GB, for a quarter of the time
         checkpoint=work,
@@ -162,8 +168,10 @@ def baselines(
     artefacts = [budget.cost.build(m) for m in (model, uniform["uniform magnitude"], layers)]
     dense, widths, depth = (m.median for m in sc.measure(artefacts))
     note = "one-shot, not recovered"
-    return [  # uniform cuts have the same shapes, so the same latency, whichever units they take
-        *(rival(name, widths / dense, quality(small), note) for name, small in uniform.items()),
+    same = note + ", timed at these widths"  # uniform cuts have the same shapes, whichever units they take
+    return [
+        rival("uniform magnitude", widths / dense, quality(uniform["uniform magnitude"]), note),
+        rival("random units", widths / dense, quality(uniform["random units"]), same),
         rival("3 of 6 layers dropped", depth / dense, quality(layers), note),
     ]
 

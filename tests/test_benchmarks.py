@@ -111,8 +111,8 @@ def test_what_the_peer_returns_can_be_recovered_and_measured_like_ours() -> None
         options=lambda m: {"ignored_layers": _peer.classifiers(m)},
     )
     data = [torch.randn(16, 1, 28, 28) for _ in range(2)]
-    sc.recalibrate_bn(data).run(small, model, None)  # type: ignore[arg-type]
-    sc.distill(data, steps=1).run(small, model, None)  # type: ignore[arg-type]
+    sc.recalibrate_bn(data).run(small, model, None)
+    sc.distill(data, steps=1).run(small, model, None)
     dense, cut = sc.measure_models(sc.eager, [model, small], example, 3)
     assert dense.median > 0
     assert cut.median > 0

@@ -26,8 +26,8 @@ save_plan score taylor taylor_abs taylor_gate taylor_with to_json to_onnx to_tab
 with_threads write_report
 """.split()
 
-ROOMS = ["digest", "errors", "types", "graph", "score", "choose", "solve", "export", "targets", "train", "evidence"]
-ROOMS += ["run", "cli"]
+ROOMS = ["digest", "errors", "types", "calling", "graph", "score", "choose", "solve", "export", "targets", "train"]
+ROOMS += ["evidence", "run", "cli"]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""
 
 

@@ -56,19 +56,7 @@ from secateur.train.losses import cosine_loss, kl_logits, pair_similarity_loss, 
 from secateur.train.recalibrate import recalibrate_bn
 from secateur.train.recovery import History, Recovery, finetune
 from secateur.train.refit import refit
-from secateur.types import (
-    Artefact,
-    Budget,
-    Cost,
-    Criterion,
-    Limits,
-    Measurement,
-    Plan,
-    Report,
-    Row,
-    Scores,
-    Target,
-)
+from secateur.types import Artefact, Budget, Cost, Criterion, Limits, Measurement, Plan, Report, Row, Scores, Target
 
 __all__ = [
     "RESIDUAL_RULES",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from secateur.errors import BudgetError, DataError, PlanError
+from secateur.errors import BudgetError, PlanError
 
 if TYPE_CHECKING:
     from secateur.graph.couple import Groups
@@ -216,7 +215,7 @@ class Cost:
         build: for measured costs, ``model -> Artefact`` on the target, exported once for the same content; else None.
         measured: for measured costs, ``(cut model, again) -> value``, remembered, a second timing (``again``) apart
             from the first; None for exact ones.
-        target: where a measured cost is measured.
+        target: where a measured cost is measured. example: what on.
     """
 
     name: str
@@ -226,6 +225,7 @@ class Cost:
     build: Callable[[nn.Module], Artefact] | None = None
     measured: Callable[[nn.Module, bool], float] | None = None
     target: Target | None = None
+    example: Example | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,82 +346,3 @@ class Report:
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
-
-
-def as_call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of an example.
-
-    Example:
-        >>> import torch
-        >>> as_call(torch.ones(1))
-        ((tensor([1.]),), {})
-        >>> as_call({"x": 1})
-        ((), {'x': 1})
-    """
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, tuple):
-        return example, {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    raise TypeError(
-        f"example must be a tensor, a tuple of arguments or a dict of keyword arguments, got {type(example)}"
-    )
-
-
-def run(model: nn.Module, example: Example) -> Any:
-    """Call the model on an example."""
-    args, kwargs = as_call(example)
-    return model(*args, **kwargs)
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of a model's output, in order, whatever container it uses.
-
-    Example:
-        >>> import torch
-        >>> len(tensors_of({"a": torch.ones(1), "b": (torch.ones(2), None)}))
-        2
-    """
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [t for v in output.values() for t in tensors_of(v)]
-    if isinstance(output, (tuple, list)):
-        return [t for v in output for t in tensors_of(v)]
-    return []
-
-
-def example_of(model: nn.Module) -> Callable[[Any], tuple[Example, Any]]:
-    """A function that splits a batch into its example and its targets (None where there are none).
-
-    A pair ``(example, targets)`` is told from two positional arguments by its first entry (a tuple or dict is an
-    example) and else by the number of arguments that ``model.forward`` requires: two or more make it an example.
-
-    Example:
-        >>> import torch
-        >>> example_of(nn.Linear(1, 1))((torch.zeros(1), torch.ones(1)))
-        (tensor([0.]), tensor([1.]))
-    """
-    required = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-
-    def split(batch: Any) -> tuple[Example, Any]:
-        if isinstance(batch, Tensor):
-            return batch, None
-        if isinstance(batch, Mapping):
-            return dict(batch), None
-        if not isinstance(batch, (tuple, list)):
-            raise DataError(
-                f"a batch must be a tensor, a tuple, a dict or a pair (example, targets), got {type(batch).__name__}"
-            )
-        if len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
-            return (dict(batch[0]) if isinstance(batch[0], Mapping) else tuple(batch[0])), batch[1]
-        if len(batch) == 2 and len(required) < 2:
-            return batch[0], batch[1]
-        return tuple(batch), None
-
-    return split

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.calling import run, tensors_of
 from secateur.errors import FormatError, PlanError
-from secateur.types import Example, run, tensors_of
+from secateur.types import Example
 from tiny import Attention, attention, cnn, cut_evenly, mlp, state_of
 
 HERE = Path(__file__).parent
@@ -250,7 +251,8 @@ def test_nothing_is_unpickled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    sc.load(folder, build)
+    _, small = cut_evenly(mlp(4, 8, 2), torch.ones(1, 4))
+    assert torch.equal(sc.load(folder, build)(torch.ones(2, 4)), small(torch.ones(2, 4)))
 
 
 def test_state_that_only_pickle_could_keep_is_refused(tmp_path: Path) -> None:

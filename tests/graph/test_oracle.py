@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
-from secateur.types import Example, run
+from secateur.calling import run
+from secateur.types import Example
 
 CASES = {**nets.CASES, **attention_nets.CASES, **traps.CASES, **families.CASES}
 CUT = [name for name in CASES if GROUPS[name] and name != "float_over_size"]

@@ -11,8 +11,8 @@ from nets import Calls, Case, seq, words
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.calling import run, tensors_of
 from secateur.evidence.kept import OverKept
-from secateur.types import run, tensors_of
 
 
 class Stream(nn.Module):

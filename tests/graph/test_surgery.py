@@ -17,7 +17,8 @@ from test_oracle import built
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.types import Example, run
+from secateur.calling import run
+from secateur.types import Example
 
 NAMES = [
     "mlp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -259,6 +260,18 @@ def test_a_latency_budget_is_met_on_the_target() -> None:
     assert row.ok is (row.pruned <= 1.03 * row.asked)
     assert row.pruned < row.dense
     assert plan_of(result) == plan_of(sc.prune(net, x, budget=budget))
+
+
+def test_the_report_measures_the_budget_on_its_own_example() -> None:
+    net, one, many = mlp(4, 8, 2), torch.randn(1, 4), torch.randn(16, 4)
+    cost = sc.latency(net, one, sc.onnxruntime, repeats=3)
+    low = sc.Budget(
+        dataclasses.replace(cost, of=lambda g, k: cost.dense * g.params(k) / 58, measured=None), cost.dense / 2
+    )
+    report = sc.prune(net, many, budget=low, target=sc.eager).report
+    batches = {m["target"]: m["batch"] for m in report.sections["measurements"]}
+    assert batches == {"onnxruntime": 1, "eager": 16}
+    assert all(p["ok"] for p in report.sections["parity"])
 
 
 def test_two_settings_of_one_target_are_both_measured() -> None:

@@ -193,7 +193,6 @@ def test_a_real_target_is_built_on() -> None:
 
 
 def test_the_same_content_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
     net, small, x, exports = mlp(16, 32, 16), mlp(16, 8, 16), torch.randn(1, 16), []
 
     def build(model: nn.Module, example: Example, threads: int) -> Artefact:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+import secateur as sc
 from secateur.errors import DataError, PlanError
 from secateur.train.progress import progress
 from secateur.train.recovery import finetune
+from tiny import mlp
 
 
 def net():
@@ -91,3 +93,9 @@ def test_progress_is_quiet_off_a_terminal(capsys, monkeypatch):
         assert seen.out == ""
         assert ("training" in seen.err and "loss 0.5" in seen.err) == forced
         assert forced or seen.err == ""
+
+
+def test_least_squares_wants_the_plan() -> None:
+    net = mlp(4, 8, 2)
+    with pytest.raises(PlanError, match="refit: no plan was given"):
+        sc.refit([torch.randn(8, 4)]).run(net, net, None)

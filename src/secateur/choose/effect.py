@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.calling import run, tensors_of
 from secateur.choose.plan import make_plan
 from secateur.errors import DataError
 from secateur.graph.surgery import apply
 from secateur.score.calibrate import Moment, checked, quiet_eval
 from secateur.score.capture import columns, from_matrix, matrix
 from secateur.score.obs import damped
-from secateur.types import Batches, Bools, Group, Plan, Scores, run, tensors_of
+from secateur.types import Batches, Bools, Group, Plan, Scores
 
 Distance: TypeAlias = Callable[[Any, Any, Any], Tensor]
 """``(cut model's output, dense model's output, batch) -> scalar``; zero where they are equal."""

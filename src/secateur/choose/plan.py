@@ -27,14 +27,10 @@ def make_plan(groups: Groups, keep: Keep, made: Mapping[str, Any] | None = None)
         if not mask.any():
             raise PlanError(f"group {name!r} would lose all of its {mask.size} units; keep at least one")
     keep = {name: np.asarray(keep.get(name, mask), bool) for name, mask in full.items()}
-    axes = groups.axes(keep)
-    for (name, dim), mask in axes.items():  # groups may overlap: heads and head dims of one projection
-        if not mask.any():
-            raise PlanError(f"dim {dim} of {name} would lose all of its {mask.size} positions; cut less of its groups")
     attributes = groups.repairs(keep)
     return Plan(
         keep=keep,
-        axes=axes,
+        axes=groups.axes(keep),
         attributes={
             (a.module, a.path): (groups.graph.attributes[a], new)
             for a, new in sorted(attributes.items(), key=lambda item: (item[0].module, item[0].path))

@@ -9,13 +9,14 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
+from secateur.calling import run
 from secateur.digest import model_hash
 from secateur.evidence.quality import Figure
 from secateur.evidence.verify import verify
@@ -23,7 +24,7 @@ from secateur.export.prepare import array, output_tensors, snapshot
 from secateur.graph.couple import Groups
 from secateur.targets.measure import compare, measure
 from secateur.targets.memory import machine
-from secateur.types import Artefact, Budget, Example, Measurement, Plan, Report, Row, Target, run
+from secateur.types import Artefact, Budget, Example, Measurement, Plan, Report, Row, Target
 
 PARITY = 1e-4
 """Largest relative difference between an exported model and torch."""
@@ -144,13 +145,14 @@ def _measured(
     targets = list({(t.name, t.threads): t for t in (budget.cost.target, target) if t is not None}.values())
     twice = len({t.name for t in targets}) < len(targets)
     for t in targets:
-        artefacts = [_built(t, m, example, budget) for m in (model, small)]
+        on, build = _where(t, example, budget)
+        artefacts = [build(m) for m in (model, small)]
         pair = measure(artefacts, repeats=80, peak=True)
         label = f"{t.name}, {t.threads} threads" if twice else t.name
         rows += _timed_rows(label, t, pair[0], pair[1], budget)
         for name, timing, net, a in zip(("dense", "pruned"), pair, (model, small), artefacts, strict=True):
             found.append(_timing(name, timing))
-            error = difference(net, a, example)
+            error = difference(net, a, on)
             parity.append(
                 {
                     "what": f"{name}, {label} against torch",
@@ -162,12 +164,12 @@ def _measured(
     return rows, found, parity
 
 
-def _built(target: Target, model: nn.Module, example: Example, budget: Budget) -> Artefact:
-    """What the budget's own cost has built already is not built again."""
+def _where(target: Target, example: Example, budget: Budget) -> tuple[Example, Callable[[nn.Module], Artefact]]:
+    """What a model is measured on, and how it gets there: as the budget's own cost has it, where that is its target."""
     cost = budget.cost
-    if cost.build is not None and cost.target is not None and cost.target == target:
-        return cost.build(model)
-    return target.build(model, example, target.threads)
+    if cost.build is not None and cost.target == target:
+        return (example if cost.example is None else cost.example), cost.build
+    return example, lambda model: target.build(model, example, target.threads)
 
 
 def difference(model: nn.Module, artefact: Artefact, example: Example) -> float:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from secateur.calling import run, tensors_of
 from secateur.evidence.kept import OverKept
 from secateur.graph.surgery import apply, masked
-from secateur.types import Example, Plan, Report, Row, run, tensors_of
+from secateur.types import Example, Plan, Report, Row
 
 
 def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, tolerance: float = 1e-10) -> Report:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.calling import as_call, run
 from secateur.errors import TargetError
 from secateur.export.prepare import (
     Array,
@@ -38,7 +39,7 @@ from secateur.export.prepare import (
     rebatched,
     snapshot,
 )
-from secateur.types import Example, as_call, run
+from secateur.types import Example
 
 log = logging.getLogger("secateur")
 

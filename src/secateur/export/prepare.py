@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.calling import as_call, tensors_of
 from secateur.errors import TargetError
-from secateur.types import Example, as_call, tensors_of
+from secateur.types import Example
 
 Array = npt.NDArray[Any]
 

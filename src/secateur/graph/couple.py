@@ -189,7 +189,6 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
             roots[group.name] = its_roots
         else:
             dropped += [Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"][:1]
-
     made = Groups(tuple(groups), graph, tuple(dict.fromkeys(unknown)), axes, solution, roots, repairs, tuple(dropped))
     if not groups:
         why = sorted({f"{f.name}: {f.reason} ({f.line})" for f in made.frozen if f.size > 1})[:6]

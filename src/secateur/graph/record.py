@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from secateur.calling import as_call, run, tensors_of
 from secateur.errors import TraceError
 from secateur.graph.recorded import NOWHERE, Call, Graph, Place, Value, values_in
 from secateur.graph.shells import call_fake, fake_of, no_garbage_collection
@@ -30,7 +31,7 @@ from secateur.graph.sizes import (
     leaves,
     remembering,
 )
-from secateur.types import Example, as_call, run, tensors_of
+from secateur.types import Example
 
 
 @dataclass
@@ -61,7 +62,7 @@ class _Recorder:
         frame: Any = sys._getframe(2)
         while frame and (frame.f_code.co_filename.startswith(_TORCH) or frame.f_code.co_filename.startswith(_OURS)):
             frame = frame.f_back
-        return Place(self.stack[-1], frame.f_code.co_filename, frame.f_lineno) if frame else Place("", "?", 0)
+        return Place(self.stack[-1], frame.f_code.co_filename, frame.f_lineno) if frame else NOWHERE
 
     def escape(self, source: Expression) -> None:
         self.escapes.append((source, self.here()))

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.calling import example_of
 from secateur.errors import ArgumentError, DataError, SecateurError
 from secateur.export.prepare import named_tensors, rebatched
 from secateur.run.names import import_name, nearest
-from secateur.train.batches import example_of, not_finite
+from secateur.train.batches import not_finite
 from secateur.types import Batches, Example
 
 TARGETS = "targets"
@@ -113,7 +114,7 @@ def load_example(
     bad = not_finite(first)
     if bad:
         raise DataError(f"the first batch of data: {bad[0]}; clean the data")
-    return rebatched(example_of(model or nn.Identity())(first), 1)
+    return rebatched(example_of(model or nn.Identity())(first)[0], 1)
 
 
 def describe(example: Example) -> str:

@@ -13,10 +13,11 @@ from rich.text import Text
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.calling import run
 from secateur.errors import DataError
 from secateur.export.prepare import first_line, snapshot
 from secateur.graph.couple import Groups
-from secateur.types import Example, run
+from secateur.types import Example
 
 
 def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any]:

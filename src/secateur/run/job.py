@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.calling import example_of
 from secateur.errors import ArgumentError
 from secateur.evidence.gather import PARITY
 from secateur.evidence.verify import verify
@@ -24,7 +25,6 @@ from secateur.run.pipeline import prune
 from secateur.run.runfile import RunFile
 from secateur.run.saving import save
 from secateur.run.subjects import known_example
-from secateur.train.batches import example_of
 from secateur.types import Batches, Example, Report, Row
 
 ONNX = "model.onnx"
@@ -97,7 +97,7 @@ def _exported(small: nn.Module, example: Example, data: Batches | None, folder: 
     if data is not None:
         split = example_of(small)
         size = None if file.dynamic else batch_of(example)
-        first = [split(batch) for batch in itertools.islice(data, 2)]
+        first = [split(batch)[0] for batch in itertools.islice(data, 2)]
         inputs["data"] = [e if size is None else rebatched(e, size) for e in first]
     found = []
     for what, examples in inputs.items():

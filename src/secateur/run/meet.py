@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from secateur.types import Budget, Limits, Plan, Scores
 
 log = logging.getLogger("secateur")
 
-AIM, NEAR = 0.985, 0.95
+AIM, NEAR = 0.985, 0.97
 """What a solution aims at, and what is near enough, as parts of the limit."""
 ROUNDS, STEPS = 8, 40
 """Most plans that are measured, and that are solved for."""
@@ -43,8 +44,9 @@ def meet(
     """A plan whose cost meets the budget, by count where the cost is exact, by measurement where it is not.
 
     A measured cost is predicted. What the prediction is asked for is corrected from attempt to attempt, along the line
-    through what was measured nearest the limit on either side. The first attempt that comes within 5 % below the limit
-    is taken, else the nearest below it after eight; what is taken must hold in the mean with a second timing too.
+    through what was measured nearest the limit on either side. The first attempt that comes within 3 % below the limit
+    is taken, else the nearest below it after eight; what is taken must hold in the mean with a second timing too, and
+    where it does not, the next attempts are asked for that much less.
 
     Raises:
         BudgetError: no attempt met the budget; ``closest`` is the least that was measured.
@@ -58,16 +60,17 @@ def meet(
     def attempt(aim: float) -> Attempt | None:
         return _attempt(model, scores, replace(budget, limit=aim), allocation, limits, made, tried, tell)
 
-    points, aim = [(budget.cost.dense, budget.cost.dense)], budget.limit * AIM
+    points, aim, luck = [(budget.cost.dense, budget.cost.dense)], budget.limit * AIM, 1.0
     for _ in range(STEPS):
-        known, found = len(tried), attempt(aim)
+        found = attempt(aim)
         measured = budget.cost.dense if found is None else found.measured
-        if found is not None and NEAR * budget.limit <= measured <= budget.limit:
-            measured = _confirmed(model, budget, found)
-            if measured <= budget.limit:
+        if found is not None and NEAR * budget.limit <= measured * luck <= budget.limit:
+            confirmed = _confirmed(model, budget, found)
+            if confirmed <= budget.limit:
                 return found.plan
+            luck = max(luck, confirmed / measured)
         points.append((aim, measured))
-        aim = _next(points, budget.limit * AIM, stalled=len(tried) == known)
+        aim = _next(points, budget.limit * AIM / luck)
         close = min(abs(aim - a) for a, _ in points) < budget.limit / 2000
         if len(tried) >= ROUNDS or close or (found is not None and found.last and measured > budget.limit):
             break
@@ -85,7 +88,7 @@ def meet(
     )
 
 
-def _next(points: Sequence[tuple[float, float]], wanted: float, stalled: bool) -> float:
+def _next(points: Sequence[tuple[float, float]], wanted: float) -> float:
     """Where to aim: points are (aimed at, measured), the uncut model first, and measured figures rise with the aim."""
     above = min((p for p in points if p[1] > wanted), default=points[0])
     below = max((p for p in points if p[1] <= wanted and p[0] < above[0]), default=None)
@@ -93,9 +96,13 @@ def _next(points: Sequence[tuple[float, float]], wanted: float, stalled: bool) -
         (a, x), (b, y) = sorted(points)[:2] if len(points) > 1 else (points[0], points[0])
         slope = (y - x) / (b - a) if b > a else 0.0
         return min(max(a - (x - wanted) / slope if slope > 0 else 0.0, 0.3 * a), 0.97 * a)
-    if stalled or (points[-1][1] > wanted) == (points[-2][1] > wanted):  # a step, not a line: halve
-        return (below[0] + above[0]) / 2
-    share = min(max((wanted - below[1]) / (above[1] - below[1]), 0.1), 0.9)
+    over, under = above[1] - wanted, wanted - below[1]
+    again = sum(1 for _ in itertools.takewhile(lambda p: (p[1] > wanted) == (points[-1][1] > wanted), points[::-1])) - 1
+    if points[-1][1] > wanted:  # the Illinois rule: an end that stays gets half the say, each time
+        under /= 2**again
+    else:
+        over /= 2**again
+    share = min(max(under / (under + over), 0.02), 0.98)
     return below[0] + share * (above[0] - below[0])
 
 

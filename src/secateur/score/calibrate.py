@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from secateur.calling import as_call, example_of, run, tensors_of
 from secateur.errors import ArgumentError, DataError
 from secateur.graph.couple import Groups
 from secateur.score.capture import Contraction, Watch, version
-from secateur.types import Batches, Criterion, Example, Floats, as_call, example_of, run, tensors_of
+from secateur.types import Batches, Criterion, Example, Floats
 
 log = logging.getLogger("secateur")
 

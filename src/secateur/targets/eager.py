@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.calling import as_call
 from secateur.errors import TargetError
 from secateur.export.prepare import Array, array, batch_of, first_line, moved, output_tensors, snapshot
-from secateur.types import Artefact, Example, Target, as_call
+from secateur.types import Artefact, Example, Target
 
 
 def with_threads(target: Target, threads: int) -> Target:

@@ -55,7 +55,7 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
             tables[id(groups)] = (groups, _Table.of(groups, timed))
         return tables[id(groups)][1](keep)
 
-    return Cost("latency", "s", timed.dense(), of, timed.built, timed.seconds, target)
+    return Cost("latency", "s", timed.dense(), of, timed.built, timed.seconds, target, example)
 
 
 @dataclass(eq=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -13,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import TargetError
+from secateur.graph.shells import no_garbage_collection
 from secateur.types import Artefact, Example, Floats, Measurement, Target
 
 NOISY = 0.10
@@ -69,7 +69,8 @@ def measure(
             a.run()
     taken: list[list[float]] = [[] for _ in artefacts]
     begun = perf_counter()
-    with _no_garbage_collection():
+    gc.collect()
+    with no_garbage_collection():
         for block in range(1, MAX_BLOCKS + 1):
             _rounds(artefacts, taken, repeats)
             enough = min(map(sum, taken)) >= min_seconds
@@ -112,18 +113,6 @@ def _measurement(artefact: Artefact, seconds: Floats, peak: bool) -> Measurement
 def _note(seconds: Floats) -> str:
     spread = _spread(seconds.tolist())
     return f"disturbed: timings spread by {spread:.0%} over {seconds.size} rounds" if spread > NOISY else ""
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def measure_models(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from secateur.calling import tensors_of
 from secateur.digest import digest_of
 from secateur.errors import DataError
 from secateur.train.modes import Rng
-from secateur.types import Batches, Example, tensors_of
+from secateur.types import Batches
 
 _END = object()
 
@@ -142,42 +142,6 @@ def stream(source: Source, seed: int, epoch: int = 0, skip: int = 0) -> Iterator
                 "pass a list, a DataLoader or a function of the epoch"
             )
         skip = 0
-
-
-def example_of(model: nn.Module) -> Callable[[Any], Example]:
-    """A function that takes the example out of a batch, with or without targets.
-
-    A pair ``(example, targets)`` is told from two positional arguments by its first entry (a tuple or dict is
-    an example) and else by the number of arguments that ``model.forward`` requires: two or more make it an
-    example.
-
-    Example:
-        >>> split = example_of(nn.Linear(1, 1))
-        >>> split((torch.zeros(1), torch.ones(1)))
-        tensor([0.])
-    """
-    required = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-
-    def split(batch: Any) -> Example:
-        if isinstance(batch, Tensor):
-            return batch
-        if isinstance(batch, Mapping):
-            return dict(batch)
-        if not isinstance(batch, (tuple, list)):
-            raise DataError(
-                f"a batch must be a tensor, a tuple, a dict or a pair (example, targets), got {type(batch).__name__}"
-            )
-        if len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
-            return split(batch[0]) if isinstance(batch[0], Mapping) else tuple(batch[0])
-        if len(batch) == 2 and len(required) < 2:
-            return split(batch[0])
-        return tuple(batch)
-
-    return split
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

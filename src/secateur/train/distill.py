@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.calling import example_of, run
 from secateur.digest import model_hash
 from secateur.errors import DataError
-from secateur.train.batches import Source, example_of, source_of, stream, to_device
+from secateur.train.batches import Source, source_of, stream, to_device
 from secateur.train.hidden import captured, fit_projection, matched_modules, paired
 from secateur.train.loop import take_best_, train_, validate_
 from secateur.train.losses import Loss, relative_mse, square_head
@@ -24,7 +25,7 @@ from secateur.train.resume import deferred_interrupt, resume_, save
 from secateur.train.run import At, Run, Validation, copy_, make_optimizer_
 from secateur.train.settings import Settings
 from secateur.train.state import check_same_run, load_state
-from secateur.types import Batches, Plan, run
+from secateur.types import Batches, Plan
 
 
 def distill(
@@ -136,7 +137,7 @@ def distill(
         raise ValueError("patience stops on the validation loss: give validation= too")
     folder = None if checkpoint is None else Path(checkpoint)
 
-    def recover(small: nn.Module, dense: nn.Module, plan: Plan) -> History:
+    def recover(small: nn.Module, dense: nn.Module, plan: Plan | None) -> History:
         return distill_(small, dense, batches, validation, settings, folder)
 
     return Recovery(name, recover)
@@ -216,7 +217,7 @@ def _distill_(
 def _start_(r: Run, batch: Any) -> None:
     """Try both models on the first batch, fit projections, make the optimizer, and validate once."""
     r.small.eval()
-    example = r.split(batch)
+    example, _ = r.split(batch)
     for which, model in (("dense", r.dense), ("small", r.small)):
         try:
             with torch.no_grad():

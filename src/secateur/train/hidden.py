@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateur.calling import tensors_of
 from secateur.errors import DataError
-from secateur.types import tensors_of
 
 
 def matched_modules(hidden: Sequence[str] | Mapping[str, str], small: nn.Module, dense: nn.Module) -> dict[str, str]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from secateur.calling import tensors_of
 from secateur.errors import DataError
 from secateur.train.batches import Source, not_finite, one_epoch
 from secateur.train.modes import train_mode_
 from secateur.train.resume import save
 from secateur.train.run import Run, averaged, look_, objective
-from secateur.types import tensors_of
 
 
 def train_(
@@ -105,7 +105,7 @@ def validate_(r: Run) -> float:
         r.small.eval()
         if isinstance(r.validation, Source):
             for i, raw in enumerate(one_epoch(r.validation, r.settings.seed)):
-                value, rows = objective(r, raw, r.validation.pure).item(), len(tensors_of(r.split(raw))[0])
+                value, rows = objective(r, raw, r.validation.pure).item(), len(tensors_of(r.split(raw)[0])[0])
                 if not math.isfinite(value):
                     raise DataError(
                         f"validation batch {i}: loss is {value}; {(not_finite(raw) or ['it is finite'])[0]}"

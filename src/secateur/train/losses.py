@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secateur.calling import tensors_of
 from secateur.errors import DataError
-from secateur.types import tensors_of
 
 Loss: TypeAlias = Callable[[Any, Any, Any], Tensor]
 """``(student output, teacher output, batch) -> scalar``; the batch comes with its targets if it has any."""

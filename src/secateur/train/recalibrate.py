@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateur.calling import example_of, run
 from secateur.errors import DataError
-from secateur.train.batches import example_of, not_finite, one_epoch, source_of, to_device
+from secateur.train.batches import not_finite, one_epoch, source_of, to_device
 from secateur.train.modes import kept_modes
 from secateur.train.recovery import History, Recovery
-from secateur.types import Batches, Plan, run
+from secateur.types import Batches, Plan
 
 log = logging.getLogger("secateur")
 
@@ -59,7 +60,7 @@ def recalibrate_bn(
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}")
 
-    def run_(small: nn.Module, dense: nn.Module, plan: Plan) -> History:
+    def run_(small: nn.Module, dense: nn.Module, plan: Plan | None) -> History:
         start = time.perf_counter()
         norms = {k: m for k, m in small.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
         if not norms:
@@ -109,7 +110,7 @@ def _measure_(
             if bad:
                 raise DataError(f"bn recalibration, batch {i}: {bad[0]}; clean the data")
             try:
-                run(small, split(to_device(raw, device)))
+                run(small, split(to_device(raw, device))[0])
             except torch.OutOfMemoryError:
                 raise
             except (TypeError, ValueError, RuntimeError, IndexError) as error:

@@ -47,7 +47,8 @@ class Recovery:
     Attributes:
         name: as it stands in the report: ``"distillation"``.
         run: ``(small, dense, plan) -> history``: changes ``small``'s weights in place, in the modes it came
-            in (training flags, ``requires_grad``); ``dense`` stays bit-identical.
+            in (training flags, ``requires_grad``); ``dense`` stays bit-identical. ``plan`` is what was cut, or None
+            where no plan made ``small``: only least squares needs one.
 
     Example:
         >>> def halve(small, dense, plan):
@@ -86,7 +87,7 @@ def finetune(train: Callable[[nn.Module], nn.Module | None], name: str = "fine-t
         4.0
     """
 
-    def run(small: nn.Module, dense: nn.Module, plan: Plan) -> History:
+    def run(small: nn.Module, dense: nn.Module, plan: Plan | None) -> History:
         before = {k: v.shape for k, v in small.state_dict().items()}
         start = time.perf_counter()
         with kept_modes(small):

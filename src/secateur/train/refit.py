@@ -6,6 +6,7 @@ import time
 
 from torch import nn
 
+from secateur.errors import PlanError
 from secateur.solve.refit import refit_
 from secateur.train.progress import progress
 from secateur.train.recovery import History, Recovery
@@ -27,7 +28,9 @@ def refit(batches: Batches, damping: float = 1e-2) -> Recovery:
     """
     data = list(batches)
 
-    def run(small: nn.Module, dense: nn.Module, plan: Plan) -> History:
+    def run(small: nn.Module, dense: nn.Module, plan: Plan | None) -> History:
+        if plan is None:
+            raise PlanError("refit: no plan was given; it solves for what was cut, so pass the plan that made small")
         start = time.perf_counter()
         with progress("refit", 1) as tell:
             errors = refit_(

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.calling import run
 from secateur.errors import DataError
 from secateur.train.batches import Source, not_finite, to_device
 from secateur.train.hidden import paired, project
 from secateur.train.recovery import History
 from secateur.train.settings import Settings
-from secateur.types import Example, run
+from secateur.types import Example
 
 Seen = dict[str, list[Tensor]]
 Validation = Callable[[nn.Module], float] | Source | None
@@ -70,7 +71,7 @@ class Run:
     dense: nn.Module
     settings: Settings
     total: int
-    split: Callable[[Any], Example]
+    split: Callable[[Any], tuple[Example, Any]]
     pairs: dict[str, str]
     seen: tuple[Seen, Seen]
     validation: Validation
@@ -92,7 +93,7 @@ class Run:
 def objective(r: Run, raw: Any, lasting: bool) -> Tensor:
     """The loss of one batch: output and hidden states; ``lasting`` batches come back as the same object."""
     s, batch = r.settings, to_device(raw, r.device)
-    example = r.split(batch)
+    example, _ = r.split(batch)
     for seen in r.seen:
         for states in seen.values():
             states.clear()
