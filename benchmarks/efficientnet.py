@@ -2,8 +2,9 @@
 
 Experiment ``efficientnet_lite0``; cases ``secateur``, ``magnitude_uniform``, ``torch_pruning`` (80 %), and the same
 with ``_65``. Latency is that of the exported ONNX file in ONNX Runtime at batch 1 on one thread, all models timed in
-one interleaved run. secateur's plan comes first (structured OBS, refit by least squares); the others are brought to
-the same number of parameters and get their batch statistics anew. Nothing is trained.
+one interleaved run. ``secateur`` is structured OBS, allocated by measured effect, refitted by least squares;
+``magnitude_uniform`` meets the same latency; Torch-Pruning is brought to secateur's number of parameters. These two get
+their batch statistics anew. Nothing is trained.
 
 ``agreement`` is how often the top class is the dense model's, ``logit_kl`` the mean divergence from the dense model's
 class distribution, both over random crops of 11 photographs; 8 others are calibrated on, and 4 more tell what a cut of
@@ -52,14 +53,15 @@ def ours(model: nn.Module, example: Tensor, given: Photos, fraction: float, seed
     return result.model
 
 
-def magnitude_uniform(model: nn.Module, example: Tensor, data: list[Tensor], parameters: int, seed: int) -> nn.Module:
-    """The same fraction of the smallest filters everywhere, at the same number of parameters; statistics anew."""
+def magnitude_uniform(model: nn.Module, example: Tensor, data: list[Tensor], fraction: float, seed: int) -> nn.Module:
+    """The same fraction of the smallest filters everywhere, at the same measured latency; statistics anew."""
     result = sc.prune(
         model,
         example,
-        budget=sc.Budget(sc.params(model), parameters),
+        budget=sc.Budget.of_dense(sc.latency(model, example, TARGET), fraction),
         allocation=sc.uniform,
         recover=sc.recalibrate_bn(data),
+        limits=LIMITS,
         seed=seed,
     )
     return result.model
@@ -98,7 +100,7 @@ def one_seed(seed: int) -> list[Figure]:
         took["secateur" + tail] = time.perf_counter() - start
         count = sum(p.numel() for p in models["secateur" + tail].parameters())
         start = time.perf_counter()
-        models["magnitude_uniform" + tail] = magnitude_uniform(model, example, data, count, seed)
+        models["magnitude_uniform" + tail] = magnitude_uniform(model, example, data, fraction, seed)
         took["magnitude_uniform" + tail] = time.perf_counter() - start
         start = time.perf_counter()
         models["torch_pruning" + tail] = torch_pruning(model, example, data, count)

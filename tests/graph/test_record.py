@@ -213,7 +213,7 @@ def test_sizes_copy_and_pickle_as_plain_ints() -> None:
 def test_a_quick_fake_is_what_the_constructor_makes() -> None:
     mode = FakeTensorMode()
     elem = torch.empty_strided((2, 3), (1, 2), dtype=torch.float16, device="meta")
-    quick, slow = shells._fake(mode, (elem, torch.device("cpu"))), FakeTensor(mode, elem, torch.device("cpu"))
+    quick, slow = shells.fake(mode, (elem, torch.device("cpu"))), FakeTensor(mode, elem, torch.device("cpu"))
     assert vars(quick) == vars(slow)
     assert torch._C._dispatch_keys(quick) == torch._C._dispatch_keys(slow)
     for fact in ("shape", "dtype", "device", "layout", "requires_grad"):

@@ -223,7 +223,7 @@ def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
 
 
 def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[str]) -> None:
-    inputs = call.tensors()
+    inputs = call.inputs
     live = any(a is not None for v in inputs for a in axes[v])
     rule = rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
     if not live and not (rule is not None and not inputs):

@@ -40,7 +40,7 @@ def gather(axes: Axes, solution: Solution) -> list[tuple[Group, tuple[Ints, ...]
     with np.errstate(over="ignore"):
         np.add.at(signature, root, random[which])
         plain = ~celled[root]
-        found = _plain_groups(keys, which[plain], where[plain], root[plain], signature)
+        found = _plain_groups(which[plain], where[plain], root[plain], signature)
         found += _celled_groups(axes, solution, keys, which, where, root, signature, random[len(keys) :])
     inputs = _input_ids(axes)
     labels = _labels(axes, solution)
@@ -100,44 +100,27 @@ def _named(slices: tuple[Slice, ...], roots: Ints | list[Ints], labels: Ints, ta
 
 
 def _plain_groups(
-    keys: list[tuple[str, int]], which: Ints, where: Ints, root: Ints, signature: Ints
+    which: Ints, where: Ints, root: Ints, signature: Ints
 ) -> list[tuple[Ints | list[Ints], list[tuple[int, Ints]]]]:
     """Units of one root each, vectorised; positions come axis by axis, in order."""
-    out: list[tuple[Ints | list[Ints], list[tuple[int, Ints]]]] = []
     if not len(root):
         return []
-    roots = _distinct(root, len(signature))
-    _, family = np.unique(signature[roots], return_inverse=True)
-    family_of = np.full(len(signature), -1)
-    family_of[roots] = family
-    order = np.argsort(family_of[root], kind="stable")
+    members, first = np.unique(root, return_index=True)
+    rank, family = np.empty((2, len(signature)), np.int64)
+    rank[members[np.argsort(first, kind="stable")]] = np.arange(len(members))
+    family[members] = np.unique(signature[members], return_inverse=True)[1]
+    order = np.lexsort((rank[root], which, family[root]))  # unit by unit of an axis, axis by axis of a family
     which, where, root = which[order], where[order], root[order]
-    cuts = [0, *(np.nonzero(np.diff(family_of[root]))[0] + 1).tolist(), len(root)]
-    rank = np.empty(len(signature), np.int64)
-    for lo, hi in itertools.pairwise(cuts):
-        ks, ps, rs = which[lo:hi], where[lo:hi], root[lo:hi]
-        inner = [0, *(np.nonzero(np.diff(ks))[0] + 1).tolist(), hi - lo]
-        members = _by_first(rs[: inner[1]])  # every unit takes as many positions of each axis
-        rank[members] = np.arange(len(members))
-        parts = []
-        for a, b in itertools.pairwise(inner):
-            by_unit = np.argsort(rank[rs[a:b]], kind="stable")
-            parts.append((int(ks[a]), ps[a:b][by_unit].reshape(len(members), -1)))
-        out.append((members, parts))
-    return out
-
-
-def _distinct(ids: Ints, n: int) -> Ints:
-    """The different ids below ``n``, sorted."""
-    seen = np.zeros(n, bool)
-    seen[ids] = True
-    return np.nonzero(seen)[0]
-
-
-def _by_first(ids: Ints) -> Ints:
-    """The different ids, in the order in which they first come."""
-    members, first = np.unique(ids, return_index=True)
-    return members[np.argsort(first, kind="stable")]
+    of = family[root]
+    units = np.bincount(family[members])
+    cuts = np.nonzero((of[1:] != of[:-1]) | (which[1:] != which[:-1]))[0] + 1
+    found: dict[int, tuple[Ints | list[Ints], list[tuple[int, Ints]]]] = {}
+    for lo, hi in itertools.pairwise([0, *cuts.tolist(), len(root)]):
+        f = int(of[lo])
+        if f not in found:
+            found[f] = root[lo : hi : (hi - lo) // int(units[f])], []
+        found[f][1].append((int(which[lo]), where[lo:hi].reshape(int(units[f]), -1)))
+    return list(found.values())
 
 
 def _celled_groups(

@@ -52,7 +52,7 @@ def pin_ignored(axes: Axes, ignore: Sequence[str]) -> None:
 
 def pin_unused(axes: Axes) -> None:
     """A parameter that the examples do not reach: nothing is known of what it must fit."""
-    used = {v.index for call in axes.graph.calls for v in call.tensors()} | {v.index for v in axes.graph.outputs}
+    used = {v.index for call in axes.graph.calls for v in call.inputs} | {v.index for v in axes.graph.outputs}
     for name, value in axes.graph.tensors.items():
         if value.index not in used:
             axes.place = Place(name.rpartition(".")[0], "not called", 0)
@@ -64,7 +64,7 @@ def pin_numbered(axes: Axes) -> None:
     for r in axes.renumbered:
         index = axes.graph.tensors[r.buffer].index
         for call in axes.graph.calls:
-            if call.op not in _TAKES and any(v.index == index for v in call.tensors()):
+            if call.op not in _TAKES and any(v.index == index for v in call.inputs):
                 axes.place = call.place
                 axes.pin("is indexed by a buffer whose numbers are used elsewhere too", r.ids)
 
@@ -84,7 +84,7 @@ def pin_branches(axes: Axes) -> None:
 
 
 def _reads_data(call: Call) -> bool:
-    return call.op in _READS and not all(v.weight for v in call.tensors())
+    return call.op in _READS and not all(v.weight for v in call.inputs)
 
 
 def _passing(graph: Graph, module: str) -> set[int]:
@@ -101,7 +101,7 @@ def _passing(graph: Graph, module: str) -> set[int]:
     passing: set[int] = set()
     for call in graph.calls:
         here = part(call.place.module)
-        for v in call.tensors():
+        for v in call.inputs:
             origin = made.setdefault(v.index, here) if v.weight else made.get(v.index, "..")
             if here == "" or origin != here:
                 passing.add(v.index)

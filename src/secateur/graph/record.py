@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,97 +17,25 @@ from torch.utils._pytree import tree_map
 
 from secateur.calling import as_call, run, tensors_of
 from secateur.errors import TraceError
-from secateur.graph.recorded import NOWHERE, Call, Graph, Place, Value, values_in
-from secateur.graph.shells import call_fake, fake_of, no_garbage_collection
+from secateur.graph.recorded import Call, Graph, Value
+from secateur.graph.recorder import Recorder
+from secateur.graph.scripts import call
+from secateur.graph.shells import call_op, fake_of, no_garbage_collection
 from secateur.graph.sizes import (
     Attribute,
-    Expression,
     Extent,
     Size,
-    expression,
     leaves,
     remembering,
 )
 from secateur.types import Example
 
-
-@dataclass
-class _Recorder:
-    """What both modes write into."""
-
-    calls: list[Call] = field(default_factory=list)
-    values: dict[int, Value] = field(default_factory=dict)
-    alive: list[Tensor] = field(default_factory=list)  # ids are reused otherwise
-    escapes: list[tuple[Expression, Place]] = field(default_factory=list)
-    stack: list[str] = field(default_factory=lambda: [""])
-    api: str = ""
-    sizes: tuple[int, ...] = ()
-    place: Place = NOWHERE
-    tensors: dict[str, Value] = field(default_factory=dict)
-    schemas: dict[Any, tuple[str, list[tuple[str, Any, bool]], bool]] = field(default_factory=dict)
-
-    def value(self, tensor: Tensor, weight: bool = False) -> Value:
-        known = self.values.get(id(tensor))
-        if known is None:
-            integral = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
-            known = Value(len(self.alive), tuple(tensor.shape), weight, integral)
-            self.values[id(tensor)] = known
-            self.alive.append(tensor)
-        return known
-
-    def here(self) -> Place:
-        frame: Any = sys._getframe(2)
-        while frame and (frame.f_code.co_filename.startswith(_TORCH) or frame.f_code.co_filename.startswith(_OURS)):
-            frame = frame.f_back
-        return Place(self.stack[-1], frame.f_code.co_filename, frame.f_lineno) if frame else NOWHERE
-
-    def escape(self, source: Expression) -> None:
-        self.escapes.append((source, self.here()))
-
-    def schema(self, op: Any) -> tuple[str, list[tuple[str, Any, bool]], bool]:
-        known = self.schemas.get(op)
-        if known is None:
-            arguments = [(a.name, a.default_value, a.kwarg_only) for a in op._schema.arguments]
-            known = (op._schema.name, arguments, torch.Tag.pointwise in op.tags)
-            self.schemas[op] = known
-        return known
-
-
-_TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parent.parent)
 _ARITHMETIC = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "rmul",
-        "div",
-        "truediv",
-        "rtruediv",
-        "pow",
-        "rpow",
-        "true_divide",
-        "floordiv",
-        "tensor",
-        "full",
-        "fill",
-        "imul",
-        "iadd",
-        "itruediv",
-        "rdiv",
-        "radd",
-        "idiv",
-        "eq",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "clamp",
-    ]
+    (
+        "add sub rsub mul rmul div truediv rtruediv pow rpow true_divide floordiv tensor full "
+        "fill imul iadd itruediv rdiv radd idiv eq lt le gt ge clamp"
+    ).split()
 )
-
-
 _DEVICE = torch.ops.prim.device.default
 _READS = frozenset(("tolist", "numpy", "__array__"))
 _LIKE = frozenset(("view_as", "reshape_as", "expand_as"))
@@ -119,7 +44,7 @@ _LIKE = frozenset(("view_as", "reshape_as", "expand_as"))
 class _Dispatch(TorchDispatchMode):
     """Writes down every ATen call."""
 
-    def __init__(self, recorder: _Recorder, fakes: FakeTensorMode | None) -> None:
+    def __init__(self, recorder: Recorder, fakes: FakeTensorMode | None) -> None:
         super().__init__()
         self.recorder = recorder
         self.fakes = fakes
@@ -132,20 +57,18 @@ class _Dispatch(TorchDispatchMode):
         if op is _DEVICE and isinstance(args[0], FakeTensor):  # asked by C++ at every turn
             return args[0].fake_device
         kwargs = kwargs or {}
-        out = op(*args, **kwargs) if self.fakes is None else call_fake(self.fakes, op, args, kwargs)
+        out = op(*args, **kwargs) if self.fakes is None else call_op(self.fakes, op, args, kwargs)
         r = self.recorder
         name, arguments, pointwise = r.schema(op)
         if name.startswith("prim::"):  # a question about a tensor, not a computation
             return out
         bound: dict[str, Any] = {}
-        weight = True
+        inputs: list[Value] = []
 
         def enter(a: Any) -> Any:
-            nonlocal weight
             if isinstance(a, Tensor):
-                v = r.value(a)
-                weight = weight and v.weight
-                return v
+                inputs.append(r.value(a))
+                return inputs[-1]
             if isinstance(a, (list, tuple)):
                 return [enter(x) for x in a]
             return a
@@ -154,18 +77,19 @@ class _Dispatch(TorchDispatchMode):
             given = kwargs.get(key, default) if only or i >= len(args) else args[i]
             bound[key] = enter(given)
         made = out if isinstance(out, (tuple, list)) else (out,)
-        any_tensor = next(values_in(bound.values()), None) is not None
-        outs = tuple(r.value(t, weight and any_tensor) if isinstance(t, Tensor) else None for t in made)
-        r.calls.append(Call(name, bound, outs, r.place, r.api, r.sizes, pointwise))
+        weight = bool(inputs) and all(v.weight for v in inputs)
+        outs = tuple(r.value(t, weight) if isinstance(t, Tensor) else None for t in made)
+        r.calls.append(Call(name, bound, tuple(inputs), outs, r.place, r.api, r.sizes, pointwise))
         return out
 
 
 class _Function(TorchFunctionMode):
     """Gives sizes a memory, and remembers which ints the model's code passed to which function."""
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recorder: Recorder, fakes: FakeTensorMode | None) -> None:
         super().__init__()
         self.recorder = recorder
+        self.fakes = fakes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -181,7 +105,8 @@ class _Function(TorchFunctionMode):
         outer = r.api, r.sizes, r.place
         r.api, r.sizes, r.place = name, tuple(_ints((args, kwargs), [])), r.here()
         if name in _READS:
-            r.calls.append(Call("secateur::read", {"self": r.value(args[0])}, (), r.place, name, (), False))
+            v = r.value(args[0])
+            r.calls.append(Call("secateur::read", {"self": v}, (v,), (), r.place, name, (), False))
         if name in _LIKE:
             other = args[1] if len(args) > 1 else kwargs["other"]
             r.sizes = tuple(self.sized(other, other.shape, ()))
@@ -193,7 +118,7 @@ class _Function(TorchFunctionMode):
                 if isinstance(size, Size):
                     r.escapes.append((size.source, r.place))
         try:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if self.fakes is None else call(r, self.fakes, func, args, kwargs)
         finally:
             r.api, r.sizes, r.place = outer
 
@@ -224,7 +149,7 @@ def _ints(items: Iterable[Any], found: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[dict[Attribute, int]]:
+def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, int]]:
     """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
     modules = dict(model.named_modules())
     names = {id(m): n for n, m in modules.items()}
@@ -250,19 +175,19 @@ def _watching(model: nn.Module, recorder: _Recorder) -> Iterator[dict[Attribute,
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by every name it has."""
-    out: dict[str, Tensor] = {}
+def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every parameter and every buffer, by every name it has."""
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for holder in (module._parameters, module._buffers):
+        for holder, out in ((module._parameters, parameters), (module._buffers, buffers)):
             for name, tensor in holder.items():
                 if tensor is not None:
                     out[f"{prefix}.{name}" if prefix else name] = tensor
-    parameters = [n for n, t in out.items() if isinstance(t, nn.Parameter)]
-    return {n: out[n] for n in [*parameters, *(n for n in out if n not in set(parameters))]}
+    return parameters, buffers
 
 
-def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: _Recorder) -> list[Value]:
+def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: Recorder) -> list[Value]:
     """Fake tensors: shapes and devices, no arithmetic and no memory."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [tree_map(functools.partial(fake_of, mode), e) for e in examples]
@@ -270,7 +195,7 @@ def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: _Recorder
         return _run(model, fakes, recorder, mode)
 
 
-def _on_tensors(model: nn.Module, examples: Sequence[Example], recorder: _Recorder) -> list[Value]:
+def _on_tensors(model: nn.Module, examples: Sequence[Example], recorder: Recorder) -> list[Value]:
     """Real tensors, for ops without a fake kernel and for branches on values."""
     state = {n: b.detach().clone() for n, b in model.named_buffers()}
     try:
@@ -282,34 +207,36 @@ def _on_tensors(model: nn.Module, examples: Sequence[Example], recorder: _Record
 
 
 def _run(
-    model: nn.Module, examples: Sequence[Example], recorder: _Recorder, fakes: FakeTensorMode | None = None
+    model: nn.Module, examples: Sequence[Example], recorder: Recorder, fakes: FakeTensorMode | None = None
 ) -> list[Value]:
     outputs: list[Value] = []
     for example in examples:
-        with _Dispatch(recorder, fakes), _Function(recorder):
+        with _Dispatch(recorder, fakes), _Function(recorder, fakes):
             out = run(model, example)
         outputs += [recorder.value(t) for t in tensors_of(out)]
     return outputs
 
 
-Way: TypeAlias = Callable[[nn.Module, Sequence[Example], _Recorder], list[Value]]
+Way: TypeAlias = Callable[[nn.Module, Sequence[Example], Recorder], list[Value]]
 
 
 def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
-    recorder, named = _Recorder(), _named(model)
-    recorder.tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
+    recorder, (parameters, buffers) = Recorder(), _named(model)
+    named = {**parameters, **buffers}
+    tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
     with no_garbage_collection(), _watching(model, recorder) as known, torch.no_grad():
         outputs = way(model, examples, recorder)
-    sources = [expression(size) for call in recorder.calls for size in call.sizes]
+    sources = [size.source for call in recorder.calls for size in call.sizes if isinstance(size, Size)]
     sources += [source for source, _ in recorder.escapes]
     attributes = {leaf for source in sources for leaf in leaves(source) if isinstance(leaf, Attribute)}
-    integers = {n: t for n, t in named.items() if t.dtype == torch.long and t.device.type != "meta"}
+    integers = {n: named[n] for n, v in tensors.items() if v.integral}
+    integers = {n: t for n, t in integers.items() if t.dtype == torch.long and t.device.type != "meta"}
     return Graph(
         calls=tuple(recorder.calls),
-        shapes=tuple(v.shape for v in recorder.values.values()),
-        tensors={name: recorder.tensors[name] for name in named},
-        parameters=frozenset(n for n, t in named.items() if isinstance(t, nn.Parameter)),
-        floating=frozenset(n for n, t in named.items() if t.dtype.is_floating_point or t.dtype.is_complex),
+        shapes=tuple(recorder.shapes),
+        tensors=tensors,
+        parameters=frozenset(parameters),
+        floating=frozenset(n for n, v in tensors.items() if not v.integral),
         constants={n: np.asarray(t.detach().cpu().numpy()) for n, t in integers.items()},
         itemsize={n: t.element_size() for n, t in named.items()},
         outputs=tuple(outputs),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ class Call:
 
     Attributes:
         op: qualified name without overload, such as ``aten::mm``.
-        args: argument name -> value, defaults filled in; tensors are `Value`.
+        args: argument name -> value, defaults filled in; tensors are `Value`. inputs: these, in order.
         outs: its tensor outputs, in order (None for an output that is not a tensor).
         api: the torch function that the model's code called. sizes: the ints in that call, with their memory.
         pointwise: torch tags the op as elementwise.
@@ -65,6 +64,7 @@ class Call:
 
     op: str
     args: dict[str, Any]
+    inputs: tuple[Value, ...]
     outs: tuple[Value | None, ...]
     place: Place
     api: str
@@ -79,14 +79,6 @@ class Call:
         """The first output."""
         assert self.outs[0] is not None
         return self.outs[0]
-
-    @functools.cached_property
-    def _inputs(self) -> tuple[Value, ...]:
-        return tuple(values_in(self.args.values()))
-
-    def tensors(self) -> tuple[Value, ...]:
-        """Tensor arguments, in order."""
-        return self._inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +104,3 @@ class Graph:
     escapes: tuple[tuple[Expression, Place], ...]
     attributes: dict[Attribute, int]
     fake: bool
-
-
-def values_in(items: Any) -> Iterator[Value]:
-    """The values among nested lists and tuples, in order."""
-    for item in items:
-        if isinstance(item, Value):
-            yield item
-        elif isinstance(item, (list, tuple)):
-            yield from values_in(item)

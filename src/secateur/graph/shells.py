@@ -1,50 +1,20 @@
-"""Fake tensors, quickly: what an op makes of given shapes is worked out once a process and remembered."""
+"""Fake tensors, quickly made."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
-_MOST = 100_000
-_known: dict[Any, tuple[type | None, tuple[Any, ...]]] = {}
 
-
-def call_fake(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
-    """What ``op`` returns under a fake tensor mode; shapes that it met before are not worked out again.
-
-    The mode itself spends some 0.3 ms a call; a remembered one takes a tenth. Outputs carry no aliasing: shapes,
-    strides, types and devices are all that a recording asks for. In-place ops return their own argument.
-    """
-    try:
-        key = (op, _facts(args), _facts(kwargs))
-        known = _known.get(key)
-    except (TypeError, _Constant):
-        return _work_out(mode, op, args, kwargs)
-    if known is not None:
-        container, specs = known
-        with torch._C._DisableTorchDispatch():  # making one is no op of the model
-            made = [args[s] if s.__class__ is int else _fake(mode, s) for s in specs]
-        return made[0] if container is None else container(made)
-    before = [_fact(a) if isinstance(a, Tensor) else None for a in args]
-    out = _work_out(mode, op, args, kwargs)
-    many = type(out) in (tuple, list)
-    specs = tuple(_spec(o, args, before) for o in (out if many else [out]))
-    if all(s is not None for s in specs):
-        if len(_known) > _MOST:
-            _known.clear()
-        _known[key] = (type(out) if many else None, specs)
-    return out
-
-
-def _work_out(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
-    """Ask the mode; ops that write get fake copies of real tensors, for it would write into them indeed."""
+def call_op(mode: FakeTensorMode, op: Any, args: Any, kwargs: Any) -> Any:
+    """What an op makes of fake tensors. Ops that write get fakes of real ones: these would be written into indeed."""
     if not op._schema.is_mutable:
         return op(*args, **kwargs)
     own: dict[int, Tensor] = {}
@@ -78,35 +48,16 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class _Constant(Exception):
-    """A fake tensor that still knows its value: its ops may be asked for it."""
+Shell: TypeAlias = tuple[Tensor, torch.device]
+"""How to make a fake tensor again: its meta tensor, and its device."""
 
 
-def _facts(item: Any) -> Any:
-    if isinstance(item, Tensor):
-        return _fact(item)
-    if isinstance(item, (list, tuple)):
-        return tuple([_facts(x) for x in item])
-    if isinstance(item, dict):
-        return tuple([(k, _facts(v)) for k, v in item.items()])
-    return (item.__class__ is bool, item.__class__ is float, item)
-
-
-def _fact(t: Tensor) -> tuple[Any, ...]:
-    if isinstance(t, FakeTensor) and t.constant is not None:
-        raise _Constant
-    return (t.shape, t.stride(), t.dtype, t.device)
-
-
-def _spec(out: Any, args: Any, before: list[Any]) -> Any:
-    """How to make an output again: the number of the argument that it is, or its facts; None if neither."""
-    for i, a in enumerate(args):
-        if out is a:
-            return i if before[i] == _fact(a) else None
+def shell_of(out: Tensor) -> Shell | None:
+    """The shell of a fake tensor; None for one that knows its value, or is not strided."""
     if out.__class__ is FakeTensor and out.constant is None and out.layout == torch.strided:
         with torch._C._DisableTorchDispatch():
             elem = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device="meta")
-        return elem, out.device
+        return elem, out.fake_device
     return None
 
 
@@ -118,17 +69,18 @@ def fake_of(mode: FakeTensorMode, tensor: Any) -> Any:
     if odd or type(tensor) is not Tensor or tensor.layout != torch.strided:
         return mode.from_tensor(tensor)
     elem = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return _fake(mode, (elem, tensor.device))
+    return fake(mode, (elem, tensor.device))
 
 
-def _fake(mode: FakeTensorMode, spec: tuple[Tensor, torch.device]) -> Tensor:
+def fake(mode: FakeTensorMode, shell: Shell) -> Tensor:
     """A fake tensor as its constructor makes it, without its checks, which take five times as long."""
-    elem, device = spec
-    state = mode.__dict__.get("_secateur_state")
-    if state is None:
-        state = mode.__dict__["_secateur_state"] = dict(vars(FakeTensor(mode, elem, device)))
-    made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
-    torch._C._set_throw_on_mutable_data_ptr(made)
-    vars(made).update(state)
-    vars(made)["_fake_device"] = device
+    elem, device = shell
+    with torch._C._DisableTorchDispatch():  # making one is no op of the model
+        state = mode.__dict__.get("_secateur_state")
+        if state is None:
+            state = mode.__dict__["_secateur_state"] = dict(vars(FakeTensor(mode, elem, device)))
+        made = Tensor._make_subclass(FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device)
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        vars(made).update(state)
+        vars(made)["_fake_device"] = device
     return made

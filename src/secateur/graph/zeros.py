@@ -78,7 +78,7 @@ class Zeros:
             if op in _CONTRACTIONS:
                 _CONTRACTIONS[op](self, call)  # it may sum over a cut axis all the same
             return
-        first = next(iter(call.tensors()), None)
+        first = call.inputs[0] if call.inputs else None
         in_place = op.endswith("_") and op not in _VIEWS
         for out in tracked:
             flags = self._result(op.removesuffix("_") if in_place else op, call, out)
@@ -96,7 +96,7 @@ class Zeros:
         if op in _CONTRACTIONS:
             found: Flags = _CONTRACTIONS[op](self, call)
             return found
-        tensors = call.tensors()
+        tensors = call.inputs
         if op in _KEEPS:
             return self._moved(tensors[0], out, op)
         if op in ("cat", "concat", "stack"):

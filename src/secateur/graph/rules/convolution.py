@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from secateur.graph.axes import Axes, Axis
@@ -103,7 +104,7 @@ def unpack(axes: Axes, call: Call) -> list[Axis]:
         "input": call.args.get("self", call.args.get("input")),
         **call.args,
     }
-    return convolution(axes, Call(call.op, filled, call.outs, call.place, call.api, call.sizes, call.pointwise))
+    return convolution(axes, dataclasses.replace(call, args=filled))
 
 
 RULES = table(("convolution _convolution cudnn_convolution", convolution), ("mkldnn_convolution conv2d", unpack))

@@ -61,7 +61,7 @@ def _take(axes: Axes, call: Call, source: Value, given: list[Value | None]) -> l
 
 def gather(axes: Axes, call: Call) -> list[Axis]:
     """Everything it touches stays."""
-    for v in call.tensors():
+    for v in call.inputs:
         axes.pin("is gathered or scattered by numbers that are computed", *axes[v])
     return [None] * call.out.ndim
 

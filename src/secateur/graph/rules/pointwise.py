@@ -10,12 +10,12 @@ from secateur.graph.sizes import Size, plain
 
 def elementwise(axes: Axes, call: Call) -> list[Axis]:
     """Every tensor operand is tied to the others."""
-    return axes.join(call.tensors(), call.out.shape)
+    return axes.join(call.inputs, call.out.shape)
 
 
 def same(axes: Axes, call: Call) -> list[Axis]:
     """The output's axes are those of the first operand."""
-    return axes[call.tensors()[0]]
+    return axes[call.inputs[0]]
 
 
 def triangle(axes: Axes, call: Call) -> list[Axis]:
@@ -27,7 +27,7 @@ def triangle(axes: Axes, call: Call) -> list[Axis]:
 
 def same_all(axes: Axes, call: Call) -> list[list[Axis]]:
     """Several outputs, each with the first operand's axes (dropout and its mask)."""
-    first = call.tensors()[0]
+    first = call.inputs[0]
     return [axes[first] if v is not None and v.shape == first.shape else [] for v in call.outs]
 
 
@@ -51,7 +51,7 @@ def constant(axes: Axes, call: Call) -> list[Axis]:
 
 def untracked(axes: Axes, call: Call) -> list[list[Axis]]:
     """Positions, random numbers, conversions to a Python number: nothing of them can be cut."""
-    for v in call.tensors():
+    for v in call.inputs:
         axes.pin(f"its values reach {call.op.split('::')[1]}", *axes[v])
     return [[None] * v.ndim if v is not None else [] for v in call.outs]
 

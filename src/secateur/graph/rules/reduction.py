@@ -37,7 +37,7 @@ def along(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
 
 def _spatial(k: int) -> Callable[[Axes, Call], Any]:
     def rule(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
-        source, *others = call.tensors()
+        source, *others = call.inputs
         ids = axes[source]
         axes.pin("says where to sample", *[a for v in others for a in axes[v]])
         axes.pin("is space that is pooled or resampled", *ids[-k:])

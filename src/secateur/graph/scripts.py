@@ -1,0 +1,202 @@
+"""What a torch function does to tensors of given shapes is recorded once a process, then read from memory.
+
+A script is that memory: the ATen calls between a function's arguments and what it returns. It is kept where the
+function is torch's own and everything that it saw is in its key: shapes, strides, types, devices, and every other
+argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from secateur.graph.recorded import Call, Value
+from secateur.graph.recorder import Recorder
+from secateur.graph.shells import Shell, fake, shell_of
+from secateur.graph.sizes import Size, plain
+
+MOST = 100_000
+_known: dict[Any, Script] = {}
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """Stands for a value: the function's tensor arguments come first, then what was made, in order."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One ATen call. ``refs``: arguments that hold values. ``reads``: these values. ``outs``: what comes out."""
+
+    op: str
+    args: dict[str, Any]
+    refs: tuple[str, ...]
+    reads: tuple[int, ...]
+    outs: tuple[int | None, ...]
+    pointwise: bool
+
+
+@dataclass(frozen=True)
+class Script:
+    """A function's calls. ``made``: shape, integral of each new value. ``results``: (value, its shell if new)."""
+
+    steps: tuple[_Step, ...]
+    made: tuple[tuple[tuple[int, ...], bool], ...]
+    container: Callable[[list[Tensor]], Any] | None
+    results: tuple[tuple[int, Shell | None], ...]
+
+
+def call(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """``func(*args, **kwargs)`` under a fake tensor mode, written down by the dispatch mode or from memory.
+
+    Outputs from memory carry no aliasing: shapes, strides, types and devices are all that a recording asks for.
+    """
+    tensors: list[Tensor] = []
+    try:
+        key = (func, _facts(args, tensors), _facts(kwargs, tensors), _context())
+        script = _known.get(key)
+    except (TypeError, _Unsure):
+        return func(*args, **kwargs)
+    values = [r.value(t) for t in tensors]
+    if script is not None:
+        return _read(script, r, mode, tensors, values)
+    calls, escapes = len(r.calls), len(r.escapes)
+    out = func(*args, **kwargs)
+    if len(r.escapes) == escapes and _is_torchs(func):
+        script = _written(r, r.calls[calls:], values, out)
+        if script is not None and (func, _facts(args, []), _facts(kwargs, []), _context()) == key:
+            if len(_known) > MOST:
+                _known.clear()
+            _known[key] = script
+    return out
+
+
+class _Unsure(Exception):
+    """More than the facts could matter."""
+
+
+def _facts(item: Any, tensors: list[Tensor]) -> Any:
+    """What a function can know of an argument, hashable; tensors are listed in order."""
+    kind = item.__class__
+    if kind is FakeTensor or kind is nn.Parameter or kind is Tensor:
+        knows = kind is FakeTensor and item.constant is not None  # its value, which may be asked for
+        if knows or item.dtype.is_complex or item.layout is not torch.strided:
+            raise _Unsure
+        tensors.append(item)
+        device = item.fake_device if kind is FakeTensor else item.device
+        return (item.shape, item.stride(), item.dtype, device, item.requires_grad)
+    if kind is int or kind is bool or kind is float:
+        return (kind, item)
+    if kind is tuple or kind is list or kind is torch.Size:
+        return (kind, *[_facts(x, tensors) for x in item])
+    if kind is dict:
+        return (kind, *[(k, _facts(v, tensors)) for k, v in item.items()])
+    if kind is Size:
+        return (kind, plain(item))  # comparing it would be heard
+    if kind is slice:
+        return (kind, *[_facts(x, tensors) for x in (item.start, item.stop, item.step)])
+    if isinstance(item, Tensor):
+        raise _Unsure
+    return (kind, item)
+
+
+def _context() -> tuple[Any, ...]:
+    """Switches that change what a function does."""
+    if torch._C._is_any_autocast_enabled():
+        raise _Unsure
+    return torch.get_default_dtype(), torch.is_grad_enabled()
+
+
+def _is_torchs(func: Any) -> bool:
+    """Methods have no module; setting an attribute changes more than the recording sees."""
+    module = getattr(func, "__module__", None)
+    return (module is None or module.split(".")[0] == "torch") and getattr(func, "__name__", "") != "__set__"
+
+
+def _read(script: Script, r: Recorder, mode: FakeTensorMode, tensors: list[Tensor], values: list[Value]) -> Any:
+    """Write down a script's calls, and make what the function returns."""
+    made = iter(script.made)
+    for step in script.steps:
+        reads = [values[i] for i in step.reads]
+        weight = bool(reads) and all(v.weight for v in reads)
+        args = dict(step.args)
+        for name in step.refs:
+            args[name] = _filled(args[name], values)
+        for i in step.outs:
+            if i == len(values):
+                shape, integral = next(made)
+                values.append(r.fresh(shape, weight, integral))
+        outs = tuple([None if i is None else values[i] for i in step.outs])
+        r.calls.append(Call(step.op, args, tuple(reads), outs, r.place, r.api, r.sizes, step.pointwise))
+    out = []
+    for i, shell in script.results:
+        if shell is None:
+            out.append(tensors[i])
+        else:
+            out.append(fake(mode, shell))
+            r.holds(out[-1], values[i])
+    return out[0] if script.container is None else script.container(out)
+
+
+def _filled(item: Any, values: list[Value]) -> Any:
+    if item.__class__ is _Ref:
+        return values[item.number]
+    return [_filled(x, values) for x in item] if item.__class__ is list else item
+
+
+def _written(r: Recorder, calls: Sequence[Call], inputs: Sequence[Value], out: Any) -> Script | None:
+    """The script of what was just recorded; None where it used or returned anything that no call made."""
+    numbers = {v.index: i for i, v in reversed(list(enumerate(inputs)))}
+    count = len(inputs)
+    steps: list[_Step] = []
+    made: list[tuple[tuple[int, ...], bool]] = []
+    for c in calls:
+        reads = [numbers.get(v.index) for v in c.inputs]
+        if None in reads:
+            return None
+        args = {name: _emptied(a, numbers) for name, a in c.args.items()}
+        refs = tuple(name for name, a in args.items() if any(True for _ in _refs(a)))
+        outs = []
+        for v in c.outs:
+            if v is not None and v.index not in numbers:
+                numbers[v.index] = count + len(made)
+                made.append((v.shape, v.integral))
+            outs.append(None if v is None else numbers[v.index])
+        steps.append(_Step(c.op, args, refs, tuple(i for i in reads if i is not None), tuple(outs), c.pointwise))
+    container = _container(out)
+    results: list[tuple[int, Shell | None]] = []
+    for item in [out] if container is None else out:
+        known = r.values.get(id(item)) if isinstance(item, Tensor) else None
+        number = None if known is None else numbers.get(known.index)
+        shell = None if number is None or number < count else shell_of(item)
+        if number is None or (number >= count and shell is None):
+            return None
+        results.append((number, shell))
+    return Script(tuple(steps), tuple(made), container, tuple(results))
+
+
+def _container(out: Any) -> Callable[[list[Tensor]], Any] | None:
+    """What puts several results together; None where one tensor is returned."""
+    kind = type(out)
+    return kind if kind in (tuple, list) or kind.__module__ == "torch.return_types" else None
+
+
+def _emptied(item: Any, numbers: dict[int, int]) -> Any:
+    if isinstance(item, Value):
+        return _Ref(numbers[item.index])
+    return [_emptied(x, numbers) for x in item] if isinstance(item, list) else item
+
+
+def _refs(item: Any) -> Iterator[_Ref]:
+    if isinstance(item, _Ref):
+        yield item
+    elif isinstance(item, list):
+        for x in item:
+            yield from _refs(x)
