@@ -45,13 +45,9 @@ def gather(axes: Axes, solution: Solution) -> list[tuple[Group, tuple[Ints, ...]
     inputs = _input_ids(axes)
     labels = _labels(axes, solution)
     made, taken = [], set[str]()
-    order = {name: i for i, name in enumerate(axes.graph.tensors)}
-    found.sort(key=lambda f: min((order[keys[k][0]], keys[k][1]) for k, _ in f[1]))
+    found.sort(key=lambda f: f[1][0][0])  # keys are numbered in the order of the model, and so are parts
     for roots, parts in found:
-        slices = tuple(
-            Slice(*keys[k], idx, "in" if _first(axes, keys[k]) in inputs else "out")
-            for k, idx in sorted(parts, key=lambda p: (order[keys[p[0]][0]], keys[p[0]][1]))
-        )
+        slices = tuple(Slice(*keys[k], idx, "in" if _first(axes, keys[k]) in inputs else "out") for k, idx in parts)
         if len(roots) < 1 or not any(s.name in axes.graph.floating for s in slices):
             continue
         made.append((_named(slices, roots, labels, taken), _compact(roots)))

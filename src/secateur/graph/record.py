@@ -37,6 +37,7 @@ _ARITHMETIC = frozenset(
     ).split()
 )
 _DEVICE = torch.ops.prim.device.default
+_QUESTIONS = frozenset((Tensor.dim, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__))  # type: ignore[attr-defined]
 _READS = frozenset(("tolist", "numpy", "__array__"))
 _LIKE = frozenset(("view_as", "reshape_as", "expand_as"))
 
@@ -93,6 +94,8 @@ class _Function(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _QUESTIONS:
+            return func(*args, **kwargs)
         r = self.recorder
         name: str = getattr(func, "__name__", "")
         if name == "size" or getattr(func, "__self__", None) is torch.Tensor.shape:
@@ -190,7 +193,9 @@ def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: Recorder) -> list[Value]:
     """Fake tensors: shapes and devices, no arithmetic and no memory."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [tree_map(functools.partial(fake_of, mode), e) for e in examples]
+    fakes = [
+        fake_of(mode, e) if isinstance(e, Tensor) else tree_map(functools.partial(fake_of, mode), e) for e in examples
+    ]
     with mode:
         return _run(model, fakes, recorder, mode)
 
