@@ -14,8 +14,10 @@ DISTRIBUTION = "torch-pruning"
 STEPS, NEAR = 14, 0.02
 ROUND_TO = (8, 4, 2, 1)
 
-Options = Callable[[nn.Module], Mapping[str, Any]]
-"""``copy of the model -> further arguments of BasePruner``."""
+Options = Callable[[nn.Module, float], Mapping[str, Any]]
+"""``(copy of the model, ratio) -> further arguments of BasePruner``."""
+Finish = Callable[[nn.Module, Any], None]
+"""``(pruned model, pruner)``: sets the constants in the code that its user has to set."""
 
 
 def importance(name: str) -> Any:
@@ -33,7 +35,8 @@ def cut_to(
     parameters: int,
     rank: Any,
     loss: Callable[[nn.Module], Tensor] | None = None,
-    options: Options = lambda model: {},
+    options: Options = lambda model, ratio: {},
+    finish: Finish = lambda model, pruner: None,
 ) -> nn.Module:
     """A pruned copy with a given number of parameters, or as near to it as its pruner comes.
 
@@ -47,7 +50,7 @@ def cut_to(
         parameters: how many to come to.
         rank: the importance.
         loss: differentiated before, where the importance needs gradients.
-        options: further arguments, such as ``ignored_layers``.
+        options: further arguments, such as ``ignored_layers``. finish: sets what it leaves to its user.
     """
     gradients = None if loss is None else torch.autograd.grad(loss(model), list(model.parameters()))
     best, best_off = None, float("inf")
@@ -56,7 +59,8 @@ def cut_to(
         for _ in range(STEPS):
             ratio = (low + high) / 2
             small = copy.deepcopy(model)
-            found = cut(small, example, ratio, rank, gradients, {"round_to": multiple, **options(small)})
+            further = {"round_to": multiple, **options(small, ratio)}
+            found = cut(small, example, ratio, rank, gradients, further, finish)
             count = sum(p.numel() for p in found.parameters())
             if abs(count - parameters) < best_off:
                 best, best_off = found, abs(count - parameters)
@@ -76,6 +80,7 @@ def cut(
     rank: Any,
     gradients: Sequence[Tensor] | None,
     options: Mapping[str, Any],
+    finish: Finish = lambda model, pruner: None,
 ) -> nn.Module:
     """Prune the model that is given by a ratio of channels."""
     for p, gradient in zip(model.parameters(), gradients or (), strict=gradients is not None):
@@ -86,6 +91,7 @@ def cut(
 
         pruner = torch_pruning.pruner.BasePruner(model, example, importance=rank, pruning_ratio=ratio, **options)
         pruner.step()
+        finish(model, pruner)
     for p in model.parameters():
         p.grad = None
     return model.eval()

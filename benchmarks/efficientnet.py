@@ -74,7 +74,7 @@ def torch_pruning(model: nn.Module, example: Tensor, data: list[Tensor], paramet
         example,
         parameters,
         _peer.importance("GroupMagnitudeImportance"),
-        options=lambda copy: {"ignored_layers": _peer.classifiers(copy)},
+        options=lambda copy, ratio: {"ignored_layers": _peer.classifiers(copy)},
     )
     sc.recalibrate_bn(data).run(small, model, None)
     return small.eval()

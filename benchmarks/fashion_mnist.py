@@ -90,7 +90,7 @@ def theirs(model: nn.Module, given: Data, rank: str, options: dict[str, Any], pa
         parameters,
         _peer.importance(rank),
         loss=loss if "Taylor" in rank else None,
-        options=lambda small: {"ignored_layers": _peer.classifiers(small), **options},
+        options=lambda small, ratio: {"ignored_layers": _peer.classifiers(small), **options},
     )
 
 

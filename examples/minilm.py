@@ -36,6 +36,7 @@ TARGET = sc.with_threads(sc.onnxruntime, 1)
 LIMITS = sc.Limits(by_kind={"neuron": 32})
 KEPT_LAYERS = (0, 3, 5)
 STEPS = 440
+HIDDEN = ("encoder.layer.*",)
 
 
 def example_of(texts: Texts) -> Batch:
@@ -58,7 +59,7 @@ def distillation(
     pool: list[Batch],
     seed: int,
     steps: int,
-    hidden: Mapping[str, str] | Sequence[str] = ("encoder.layer.*",),
+    hidden: Mapping[str, str] | Sequence[str] = HIDDEN,
     work: Path | None = None,
 ) -> sc.Recovery:
     """What every case of the benchmark is recovered with."""

@@ -94,7 +94,7 @@ def test_the_peer_is_brought_to_the_same_number_of_parameters(name: str) -> None
         asked,
         _peer.importance(name),
         loss=lambda m: m(x).square().sum(),
-        options=lambda m: {"ignored_layers": _peer.classifiers(m)},
+        options=lambda m, ratio: {"ignored_layers": _peer.classifiers(m)},
     )
     assert abs(sum(p.numel() for p in small.parameters()) - asked) <= 0.05 * asked
     assert small(x).shape == (8, 10)
@@ -108,7 +108,7 @@ def test_what_the_peer_returns_can_be_recovered_and_measured_like_ours() -> None
         example,
         3_000,
         _peer.importance("GroupMagnitudeImportance"),
-        options=lambda m: {"ignored_layers": _peer.classifiers(m)},
+        options=lambda m, ratio: {"ignored_layers": _peer.classifiers(m)},
     )
     data = [torch.randn(16, 1, 28, 28) for _ in range(2)]
     sc.recalibrate_bn(data).run(small, model, None)
