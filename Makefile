@@ -34,6 +34,7 @@ bench: $(BENCHES) ## Make every CSV in benchmarks/results anew
 
 bench-%: $(VENV)/.ready ## Make one anew: benchmarks/%.py
 	$(BIN)/python benchmarks/$*.py
+	$(BIN)/python benchmarks/_tables.py
 
 docs: $(VENV)/.ready ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import _models
 import _peer
 import _photos
 import _rows
+import _tables
 from _rows import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +82,21 @@ def test_committed_figures_are_well_formed() -> None:
     keys = [(r["experiment"], r["case"], r["metric"], r["seed"]) for r in rows]
     assert len(keys) == len(set(keys))
     assert all(float(r["value"]) == float(r["value"]) for r in rows)
+
+
+def test_the_page_of_results_is_what_the_rows_say() -> None:
+    assert _tables.PAGE.read_text(encoding="utf-8") == _tables.page(), "make it anew: python benchmarks/_tables.py"
+
+
+def test_the_readme_says_what_the_rows_say() -> None:
+    def cells(text: str) -> dict[str, list[float]]:
+        rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+        return {r[0]: [float(c) for c in r[1:6]] for r in rows if re.match(r"[+-]?[0-9.]+$", r[1])}
+
+    shown = cells((ROOT / "README.md").read_text(encoding="utf-8"))
+    rows = _rows.read(ROOT / "benchmarks" / "results" / "main.csv")
+    assert shown
+    assert shown.items() <= cells("\n".join(_tables.MINILM.lines(rows))).items()
 
 
 @pytest.mark.parametrize("name", ["GroupMagnitudeImportance", "GroupTaylorImportance"])

@@ -19,6 +19,7 @@ from rich.text import Text
 from secateur.errors import FormatError
 from secateur.evidence import words
 from secateur.evidence.schema import VERSION, check, report_schema
+from secateur.export.atomic import write_bytes
 from secateur.types import Report, Row
 
 __all__ = ["from_json", "read_report", "report_schema", "to_json", "to_table", "write_report"]
@@ -89,8 +90,8 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    _write(target / JSON_NAME, text.encode())
-    _write(target / HTML_NAME, page.encode("utf-8", "xmlcharrefreplace"))
+    write_bytes(target / JSON_NAME, text.encode())
+    write_bytes(target / HTML_NAME, page.encode("utf-8", "xmlcharrefreplace"))
     return target / HTML_NAME
 
 
@@ -159,21 +160,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list) else value
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write through a temporary file beside it, so that a killed run leaves the old file or the new one."""
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fchmod(f.fileno(), 0o644)
-            os.fsync(f.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -56,12 +56,12 @@ def new_folder(folder: Path, overwrite: bool, carry: tuple[str, ...] = ()) -> It
             if (folder / name).exists() and not (temporary / name).exists():
                 _link(folder / name, temporary / name)
         for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
+            sync(path)
         if folder.exists():
             _exchange(temporary, folder)
         else:
             temporary.replace(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -96,7 +96,7 @@ def _exchange(one: Path, other: Path) -> None:
     away.replace(one)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on disk."""
     if path.is_symlink() or not (path.is_file() or path.is_dir()):
         return

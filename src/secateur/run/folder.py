@@ -7,7 +7,6 @@ import fnmatch
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import ArgumentError, FormatError
+from secateur.export.atomic import write_bytes
 
 RUN, WORK = "run.json", ".work"
 OURS = (
@@ -155,16 +155,4 @@ def _arguments_in(folder: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file beside it: a killed run leaves the old file or the new one."""
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as f:
-            json.dump(value, f, indent=1, sort_keys=True)
-            f.write("\n")
-            f.flush()
-            os.fchmod(f.fileno(), 0o644)
-            os.fsync(f.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

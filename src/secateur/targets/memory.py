@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import platform
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.export.atomic import write_bytes
 from secateur.types import Example, Target
 
 log = logging.getLogger("secateur")
@@ -133,23 +133,15 @@ def remember(key: str, value: float, folder: Path | str | None = None) -> None:
     if not math.isfinite(value):
         raise ValueError(f"only finite figures are remembered, got {value}")
     path = _file(key, folder)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            json.dump({"key": key, "value": float(value)}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        Path(temporary).replace(path)
+        write_bytes(path, json.dumps({"key": key, "value": float(value)}).encode())
     except OSError as e:
         log.warning(
             "the figure could not be kept in %s: %s; set SECATEUR_CACHE to a folder that can be written",
             path,
             e,
         )
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

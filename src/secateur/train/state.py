@@ -18,6 +18,7 @@ from torch import Tensor
 
 from secateur.digest import digest_of
 from secateur.errors import FormatError
+from secateur.export.atomic import sync
 
 log = logging.getLogger("secateur")
 
@@ -42,10 +43,10 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
     os.close(handle)
     try:
         save_file(plain, name, metadata=header)
-        _sync(Path(name))
+        sync(Path(name))
         Path(name).replace(path)
         with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            _sync(folder)
+            sync(folder)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -124,11 +125,3 @@ def _short(value: Any) -> str:
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     body = digest_of(sorted(tensors.items()))
     return hashlib.sha256((body + text).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,180 @@
+"""The page of results, docs/results.md, made from the rows of `benchmarks/results/main.csv`.
+
+python benchmarks/_tables.py     writes it anew, as every benchmark does when it has written its rows
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from _rows import ROOT, read
+from secateur.export.atomic import write_bytes
+
+PAGE = ROOT / "docs" / "results.md"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One experiment. ``cases``: case -> what it is. ``columns``: header -> (metric, format)."""
+
+    experiment: str
+    title: str
+    text: str
+    cases: Mapping[str, str]
+    columns: Mapping[str, tuple[str, str]]
+
+    def lines(self, rows: Sequence[Mapping[str, str]]) -> list[str]:
+        """The table in Markdown: the mean over runs (seeds); cases without rows are left out."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for row in rows:
+            if row["experiment"] == self.experiment and row["seed"] != "mean":
+                found.setdefault((row["case"], row["metric"]), []).append(float(row["value"]))
+        out = [
+            f"| {' | '.join(['', *self.columns, 'runs'])} |",
+            f"| {' | '.join(['---'] * (len(self.columns) + 2))} |",
+        ]
+        for case, label in self.cases.items():
+            cells = []
+            for metric, form in self.columns.values():
+                values = found.get((case, metric), [])
+                cells.append(form.format(sum(values) / len(values)) if values else "–")
+            runs = max((len(v) for (c, _), v in found.items() if c == case), default=0)
+            if runs:
+                out.append(f"| {' | '.join([label, *cells, str(runs)])} |")
+        return out
+
+
+MINILM = Table(
+    "minilm",
+    "MiniLM-L6 sentence encoder at half its latency",
+    "ONNX Runtime, batch 1, 128 tokens, one thread. Every case is recovered by the same 440 steps of distillation "
+    "on unlabelled news text. Fidelity to the dense model on texts and word pairs that nothing is fitted on; the "
+    "recipe was chosen with such figures in view, so they are no blind test. Torch-Pruning is brought to "
+    "secateur's number of parameters; the others meet the latency.",
+    {
+        "secateur": "secateur",
+        "layer_drop": "3 of 6 layers dropped",
+        "magnitude_uniform": "uniform magnitude, refitted",
+        "random": "random units, refitted",
+        "torch_pruning": "Torch-Pruning 1.6.1, magnitude",
+    },
+    {
+        "latency": ("latency_ratio", "{:.3f}"),
+        "cosine to dense": ("cosine", "{:.3f}"),
+        "pair correlation": ("pair_correlation", "{:.3f}"),
+        "WordSim-353 of dense": ("wordsim_ratio", "{:.3f}"),
+        "BBC probe, points": ("bbc_delta_points", "{:+.1f}"),
+    },
+)
+
+FASHION = Table(
+    "fashion_mnist",
+    "A CNN on Fashion-MNIST at half and at a quarter of its latency",
+    "ONNX Runtime, batch 32, one thread. Torch-Pruning is brought to secateur's number of parameters; every case "
+    "gets its batch statistics anew and the same two epochs of distillation with labels.",
+    {
+        "dense": "dense",
+        "secateur": "secateur, half",
+        "torch_pruning": "Torch-Pruning 1.6.1, magnitude",
+        "torch_pruning_taylor": "Torch-Pruning 1.6.1, Taylor",
+        "secateur_25": "secateur, a quarter",
+        "torch_pruning_25": "Torch-Pruning 1.6.1, magnitude",
+        "torch_pruning_taylor_25": "Torch-Pruning 1.6.1, Taylor",
+    },
+    {
+        "latency": ("latency_ratio", "{:.3f}"),
+        "parameters": ("params_ratio", "{:.3f}"),
+        "accuracy": ("accuracy", "{:.2f} %"),
+        "points": ("accuracy_delta_points", "{:+.2f}"),
+    },
+)
+
+EFFICIENTNET = Table(
+    "efficientnet_lite0",
+    "EfficientNet-Lite0 at 80 % and 65 % of its latency, nothing trained",
+    "ONNX Runtime, batch 1, one thread; its ImageNet weights, no labels. secateur refits by least squares, the "
+    "others get their batch statistics anew. Uniform magnitude meets the same latency, Torch-Pruning has "
+    "secateur's number of parameters. Agreement with the dense model's top class and divergence from its class "
+    "distribution, on crops of photographs that nothing was calibrated on.",
+    {
+        "secateur": "secateur, 80 %",
+        "magnitude_uniform": "uniform magnitude",
+        "torch_pruning": "Torch-Pruning 1.6.1, magnitude",
+        "secateur_65": "secateur, 65 %",
+        "magnitude_uniform_65": "uniform magnitude",
+        "torch_pruning_65": "Torch-Pruning 1.6.1, magnitude",
+    },
+    {
+        "latency": ("latency_ratio", "{:.3f}"),
+        "parameters": ("params_ratio", "{:.3f}"),
+        "agreement": ("agreement", "{:.1f} %"),
+        "KL, nats": ("logit_kl", "{:.2f}"),
+    },
+)
+
+MODELS = {
+    "cnn": "CNN, 5 convolutions",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "minilm": "MiniLM-L6",
+    "smollm2_135m": "SmolLM2-135M",
+}
+
+RECORDING = Table(
+    "trace_seconds",
+    "Recording and coupling",
+    "Seconds of `sc.couple(sc.trace(model, example))`, median of nine, and their ratio to Torch-Pruning's "
+    "dependency graph with all of its groups, the two taken in turns; the first time in a fresh process beside "
+    "it.",
+    {f"{case}_secateur": label for case, label in MODELS.items()},
+    {
+        "seconds": ("seconds", "{:.4f}"),
+        "ratio": ("ratio", "{:.2f}"),
+        "first time": ("first_seconds", "{:.2f}"),
+    },
+)
+
+EXACT = Table(
+    "masked_equals_shrunk",
+    "Masked equals shrunk",
+    "Largest difference in float64 over the largest output, random units cut; beside it the same between the cut "
+    "and the uncut model, which must not be small.",
+    {f"{case}_{p}": f"{label}, {p} % cut" for case, label in MODELS.items() for p in (30, 60)},
+    {"difference": ("max_relative_error", "{:.1e}"), "control": ("control", "{:.2f}")},
+)
+
+ABOUT = (
+    "Made from the rows of `benchmarks/results/main.csv`, where the machine, the versions and the seeds stand; "
+    "`make bench` makes them anew. Latencies are ratios to the dense model's, timed in one interleaved run; "
+    "figures are means over runs."
+)
+
+TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, EXACT)
+
+
+def page() -> str:
+    """The whole page."""
+    rows = read(ROOT / "benchmarks" / "results" / "main.csv")
+    out = ["# Results", "", textwrap.fill(ABOUT, 120)]
+    for table in TABLES:
+        lines = table.lines(rows)
+        if len(lines) > 2:
+            text = textwrap.fill(f"{table.text} `make bench-{_script(table)}`", 120)
+            out += ["", f"## {table.title}", "", text, "", *lines]
+    return "\n".join(out) + "\n"
+
+
+def _script(table: Table) -> str:
+    return table.experiment.removesuffix("_lite0")
+
+
+def write_page(path: Path = PAGE) -> None:
+    """Write the page anew."""
+    write_bytes(path, page().encode())
+    path.chmod(0o644)
+
+
+if __name__ == "__main__":
+    write_page()
