@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -228,3 +229,39 @@ def test_a_plan_for_another_model_is_refused() -> None:
     plan, small = cut_evenly(mlp(4, 8, 2), torch.randn(2, 4))
     with pytest.raises(PlanError, match="another architecture"):
         sc.verify(mlp(4, 9, 2), plan, small, torch.randn(2, 4))
+
+
+class Single(nn.Module):
+    """Has a kernel that refuses float64."""
+
+    def __init__(self, *refused: torch.dtype) -> None:
+        super().__init__()
+        self.up, self.down, self.refused = nn.Linear(4, 8), nn.Linear(8, 2), refused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in self.refused:
+            raise RuntimeError(f"expected Float or Half, got {x.dtype}")
+        return self.down(torch.relu(self.up(x)))
+
+
+def test_a_model_that_refuses_float64_is_checked_in_float32() -> None:
+    model, x = Single(torch.float64), torch.randn(3, 4)
+    plan = sc.random_plan(sc.couple(sc.trace(model, x)), 0.5, seed=0)
+    small = sc.apply(plan, model)
+    report = sc.verify(model, plan, small, x)
+    row = next(r for r in report.rows if r.what.startswith("masked against shrunk"))
+    assert report.ok
+    assert row.what == "masked against shrunk, float32"
+    assert row.asked == 1e-4
+    assert "expected Float or Half, got torch.float64" in row.note
+    wrong = copy.deepcopy(small)
+    with torch.no_grad():
+        wrong.up.weight.copy_(wrong.up.weight.flip(0))
+    assert not sc.verify(model, plan, wrong, x).ok
+
+
+def test_a_model_that_runs_in_no_precision_says_why_itself() -> None:
+    model, x = Single(torch.float64, torch.float32), torch.randn(3, 4)
+    plan = sc.random_plan(sc.couple(sc.trace(Single(), x)), 0.5, seed=0)
+    with pytest.raises(RuntimeError, match="expected Float or Half, got torch.float32"):
+        sc.verify(model, plan, sc.apply(plan, model), x)

@@ -22,7 +22,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
     """Check that ``small`` is the plan carried out on ``model``, and that the cut is exact.
 
     In float64, with every weight perturbed (zeros and ones hide errors), the cut model must equal the masked one to
-    ``tolerance`` relative to the largest output, and differ from the uncut one (else the check would see nothing).
+    ``tolerance`` relative to the largest output, and differ from the uncut one (else the check would see nothing). A
+    model that has kernels which refuse float64 is checked in float32, to 1e-4; the rows say so.
     ``small`` must have the class, the shapes, the order and the index buffers that the plan gives, and with the same
     perturbed weights in it must compute the same: its code and constants are checked too. Its own weights may be
     others by now, since recovery trains them; how many tensors have changed is said.
@@ -46,14 +47,42 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
         >>> verify(net, plan, sc.apply(plan, net), torch.randn(3, 4)).ok
         True
     """
-    double, inputs = _perturbed(model), _as_double(example)
-    cut = apply(plan, double)
-    zeroed = masked(plan, double)
+    try:
+        return _verified(model, plan, small, example, torch.float64, tolerance)
+    except _Refused as refusal:
+        try:
+            return _verified(model, plan, small, example, torch.float32, max(tolerance, SINGLE), f"float64: {refusal}")
+        except _Refused as other:
+            raise (other.__cause__ or other) from None
+
+
+SINGLE = 1e-4
+"""Largest relative difference that counts as none in float32."""
+
+
+class _Refused(Exception):
+    """The uncut model does not run in a precision."""
+
+
+def _verified(
+    model: nn.Module,
+    plan: Plan,
+    small: nn.Module,
+    example: Example,
+    dtype: torch.dtype,
+    tolerance: float,
+    refusal: str = "",
+) -> Report:
+    """All checks in one precision."""
+    moved, inputs = _perturbed(model, dtype), _cast(example, dtype)
+    cut = apply(plan, moved)
+    zeroed = masked(plan, moved)
     error, finite, problem = _difference(zeroed, cut, inputs, OverKept(plan, zeroed))
     shapes = _same_shapes(model, plan, small)
+    name = str(dtype).removeprefix("torch.")
     rows = [
-        _exact("masked against shrunk, float64", error, tolerance, problem),
-        _control(plan, double, cut, inputs, tolerance),
+        _exact(f"masked against shrunk, {name}", error, tolerance, problem or refusal),
+        _control(plan, moved, cut, inputs, tolerance),
         shapes,
         *(
             [_same_order(plan, apply(plan, model), small), _same_code(cut, small, inputs, tolerance)]
@@ -66,43 +95,55 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
     return Report(ok=all(r.ok is not False for r in rows), max_error=worst, rows=tuple(rows))
 
 
-class _AllDouble(TorchFunctionMode):
-    """Models that compute a norm in float32 whatever they are given would round the difference away or blow it up."""
+class _Only(TorchFunctionMode):
+    """One precision: models that compute a norm in float32 whatever they are given would round the difference away."""
 
-    _low = (torch.float32, torch.float16, torch.bfloat16)
+    _floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
-            return args[0].double()
+        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.double):
+            return args[0].to(self.dtype)
         args, kwargs = tree_map(
-            lambda a: torch.float64 if isinstance(a, torch.dtype) and a in self._low else a,
+            lambda a: self.dtype if isinstance(a, torch.dtype) and a in self._floats else a,
             (args, kwargs or {}),
         )
         return func(*args, **kwargs)
 
 
-def _perturbed(model: nn.Module) -> nn.Module:
-    """A float64 evaluation copy, every floating parameter and statistic moved by a seeded draw."""
-    double = copy.deepcopy(model).double().eval()
+def _perturbed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """An evaluation copy in a precision, every floating parameter and statistic moved by a seeded draw."""
+    moved = _copy(model, dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in double.parameters():
+        for p in moved.parameters():
             if not p.dtype.is_floating_point or not p.numel():
                 continue
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
             p.add_(noise * (0.1 * p.abs().mean() + 0.01))
-        for b in double.buffers():
+        for b in moved.buffers():
             if b.dtype.is_floating_point and b.numel():
-                noise = torch.rand(b.shape, generator=generator, dtype=torch.float64).to(b.device)
+                noise = torch.rand(b.shape, generator=generator, dtype=torch.float64).to(b)
                 b.add_(0.1 * noise * b.abs().mean())
-    return double
+    return moved
 
 
-def _as_double(example: Example) -> Example:
+def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """An evaluation copy whose floats have this type; complex numbers and integers keep theirs."""
+    twin = copy.deepcopy(model).eval()
+    return twin.double() if dtype == torch.float64 else twin.float()
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    return next((t.dtype for t in _state(model).values() if t.dtype.is_floating_point), torch.float64)
+
+
+def _cast(example: Example, dtype: torch.dtype) -> Example:
     def one(value: object) -> object:
-        if isinstance(value, Tensor) and value.dtype.is_floating_point:
-            return value.double()
-        return value
+        return value.to(dtype) if isinstance(value, Tensor) and value.dtype.is_floating_point else value
 
     if isinstance(example, Tensor):
         return one(example)  # type: ignore[return-value]
@@ -113,9 +154,12 @@ def _as_double(example: Example) -> Example:
 
 def _difference(a: nn.Module, b: nn.Module, example: Example, over: Any = None) -> tuple[float, bool, str]:
     """Largest difference over the largest output, whether all outputs are finite, and why ``b`` does not run."""
-    with torch.inference_mode(), _AllDouble():
-        with over or contextlib.nullcontext():
-            left = tensors_of(run(a, example))
+    with torch.inference_mode(), _Only(_precision(a)):
+        try:
+            with over or contextlib.nullcontext():
+                left = tensors_of(run(a, example))
+        except Exception as problem:  # kernels may refuse a precision in any words
+            raise _Refused(f"{type(problem).__name__}: {problem}"[:200]) from problem
         try:
             right = tensors_of(run(b, example))
         except Exception as problem:  # a wrong cut may raise anything
@@ -191,8 +235,8 @@ def _permuted(a: Tensor, b: Tensor) -> bool:
 
 
 def _same_code(cut: nn.Module, small: nn.Module, inputs: Example, tolerance: float) -> Row:
-    """The perturbed weights of the cut, in a float64 copy of ``small``: its constants and its integer buffers count."""
-    twin = copy.deepcopy(small).double().eval()
+    """The perturbed weights of the cut, in a copy of ``small``: its constants and its integer buffers count."""
+    twin = _copy(small, _precision(cut))
     mine = _state(twin)
     with torch.no_grad():
         for name, planned in _state(cut).items():
