@@ -85,6 +85,8 @@ def example_of(model: nn.Module) -> Callable[[Any], tuple[Example, Any]]:
         if len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
             return (dict(batch[0]) if isinstance(batch[0], Mapping) else tuple(batch[0])), batch[1]
         if len(batch) == 2 and len(required) < 2:
+            if not isinstance(batch[0], Tensor):
+                raise DataError(f"a pair (example, targets) must begin with a tensor, got {type(batch[0]).__name__}")
             return batch[0], batch[1]
         return tuple(batch), None
 

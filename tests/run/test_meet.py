@@ -226,3 +226,30 @@ def test_a_plan_made_in_the_loop_is_as_good_as_any() -> None:
     assert widths(small) == tuple(counts(plan).values())
     assert sc.verify(NET, plan, small, torch.randn(2, 16)).ok
     assert dataclasses.is_dataclass(plan)
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.5, 2.0])
+def test_one_disturbed_confirmation_does_not_cut_deep(factor: float) -> None:
+    true, disturbed = DEVICES["proportional"], [factor]
+    cost, _ = device(true, lambda a, b: true(a, b) * (disturbed.pop() if disturbed else 1.0))
+    plan = go(cost, 0.6)
+    assert 0.9 * 0.6 * cost.dense <= true(*counts(plan).values()) <= 0.6 * cost.dense
+
+
+def test_what_was_measured_below_and_not_confirmed_is_not_offered() -> None:
+    """Every second timing is far above: nothing holds, and the least that is told is above the limit."""
+    true = DEVICES["proportional"]
+    cost, asked = device(true, lambda a, b: 100 * true(a, b))
+    with pytest.raises(BudgetError) as e:
+        go(cost, 0.5, limits=sc.Limits(minimum=16))
+    assert e.value.closest is not None
+    assert e.value.closest > 0.5 * cost.dense
+    assert len([a for a in asked if not a[1]]) <= 10
+
+
+def test_smaller_plans_are_tried_before_giving_up() -> None:
+    """All that measured below the limit failed its second timing; the smallest plan there is holds."""
+    true, least = DEVICES["stairs of 16"], 16
+    cost, _ = device(true, lambda a, b: true(a, b) * (1.0 if max(a, b) <= least else 1.5))
+    plan = go(cost, 0.5, limits=sc.Limits(minimum=least))
+    assert true(*counts(plan).values()) <= 0.5 * cost.dense

@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -350,6 +351,7 @@ def test_hidden_mask_reaches_the_loss():
         ([torch.ones(2, 4)], {"validation": [torch.full((2, 4), float("nan"))]}, "validation batch 0"),
         ([torch.ones(2, 4)], {"validation": lambda model: float("nan")}, "validation gave nan"),
         ([object()], {}, "a batch must be"),
+        ([(np.zeros((2, 4)), torch.zeros(2))], {}, "must begin with a tensor, got ndarray"),
         (torch.ones(2, 4), {}, r"pass \[batch\]"),
         (TensorDataset(torch.ones(2, 4)), {}, "DataLoader"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import Tensor
 from secateur.graph.recorded import NOWHERE, Call, Place, Value
 from secateur.graph.sizes import Expression
 
-_TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parent.parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OURS = str(Path(__file__).parent.parent) + os.sep
 _library: dict[str, bool] = {}  # source file -> whether it is torch's or ours
 
 Schema: TypeAlias = tuple[str, list[tuple[str, Any, bool]], bool]

@@ -58,12 +58,13 @@ def call(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -
 
     Outputs from memory carry no aliasing: shapes, strides, types and devices are all that a recording asks for.
     """
-    tensors: list[Tensor] = []
+    given: dict[int, Tensor] = {}
     try:
-        key = (func, _facts(args, tensors), _facts(kwargs, tensors), _context())
+        key = (func, _context(), _facts((args, kwargs), given))
         script = _known.get(key)
     except (TypeError, _Unsure):
         return func(*args, **kwargs)
+    tensors = list(given.values())
     values = [r.value(t) for t in tensors]
     if script is not None:
         return _read(script, r, mode, tensors, values)
@@ -71,7 +72,7 @@ def call(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -
     out = func(*args, **kwargs)
     if len(r.escapes) == escapes and _is_torchs(func):
         script = _written(r, r.calls[calls:], values, out)
-        if script is not None and (func, _facts(args, []), _facts(kwargs, []), _context()) == key:
+        if script is not None and (func, _context(), _facts((args, kwargs), {})) == key:
             if len(_known) > MOST:
                 _known.clear()
             _known[key] = script
@@ -82,42 +83,53 @@ class _Unsure(Exception):
     """More than the facts could matter."""
 
 
-def _facts(item: Any, tensors: list[Tensor]) -> Any:
-    """What a function can know of an argument, hashable; tensors are listed in order."""
+def _facts(item: Any, given: dict[int, Tensor]) -> Any:
+    """What a function can know of an argument, hashable; different tensors are listed in order."""
     kind = item.__class__
     if kind is FakeTensor or kind is nn.Parameter or kind is Tensor:
         knows = kind is FakeTensor and item.constant is not None  # its value, which may be asked for
         if knows or item.dtype.is_complex or item.layout is not torch.strided:
             raise _Unsure
-        tensors.append(item)
+        if id(item) not in given:
+            given[id(item)] = item
+        number = len(given) - 1 if next(reversed(given)) == id(item) else list(given).index(id(item))
         device = item.fake_device if kind is FakeTensor else item.device
-        return (item.shape, item.stride(), item.dtype, device, item.requires_grad)
-    if kind is int or kind is bool or kind is float:
+        return (number, item.shape, item.stride(), item.dtype, device, item.requires_grad)
+    if kind is int or kind is bool:
         return (kind, item)
+    if kind is float:
+        return (kind, repr(item))  # zero has two signs
     if kind is tuple or kind is list or kind is torch.Size:
-        return (kind, *[_facts(x, tensors) for x in item])
+        return (kind, *[_facts(x, given) for x in item])
     if kind is dict:
-        return (kind, *[(k, _facts(v, tensors)) for k, v in item.items()])
+        return (kind, *[(k, _facts(v, given)) for k, v in item.items()])
     if kind is Size:
         return (kind, plain(item))  # comparing it would be heard
     if kind is slice:
-        return (kind, *[_facts(x, tensors) for x in (item.start, item.stop, item.step)])
-    if isinstance(item, Tensor):
+        return (kind, *[_facts(x, given) for x in (item.start, item.stop, item.step)])
+    if isinstance(item, (Tensor, int, tuple, list)) or callable(item):  # subclasses, and what may have a state
         raise _Unsure
     return (kind, item)
 
 
 def _context() -> tuple[Any, ...]:
-    """Switches that change what a function does."""
-    if torch._C._is_any_autocast_enabled():
+    """Switches that change which calls a function makes."""
+    c = torch._C
+    modes = c._len_torch_function_stack(), c._len_torch_dispatch_stack()  # ours is off here; the dispatch and the fakes
+    if modes != (0, 2) or c._is_any_autocast_enabled() or c._functorch.peek_interpreter_stack() is not None:
         raise _Unsure
-    return torch.get_default_dtype(), torch.is_grad_enabled()
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise _Unsure
+    attention = c._get_math_sdp_enabled(), c._get_flash_sdp_enabled(), c._get_mem_efficient_sdp_enabled()
+    kernels = c._get_mkldnn_enabled(), c._get_cudnn_enabled(), c._get_cudnn_sdp_enabled()
+    return torch.get_default_dtype(), *attention, *kernels
 
 
 def _is_torchs(func: Any) -> bool:
-    """Methods have no module; setting an attribute changes more than the recording sees."""
-    module = getattr(func, "__module__", None)
-    return (module is None or module.split(".")[0] == "torch") and getattr(func, "__name__", "") != "__set__"
+    """Methods have no module. Setting an attribute changes more than a recording sees; custom ops are somebody's."""
+    module = (getattr(func, "__module__", None) or "torch").split(".")
+    custom = module[:2] == ["torch", "_ops"] and module[2:3] not in (["aten"], ["prims"])
+    return module[0] == "torch" and not custom and getattr(func, "__name__", "") != "__set__"
 
 
 def _read(script: Script, r: Recorder, mode: FakeTensorMode, tensors: list[Tensor], values: list[Value]) -> Any:
@@ -153,7 +165,7 @@ def _filled(item: Any, values: list[Value]) -> Any:
 
 def _written(r: Recorder, calls: Sequence[Call], inputs: Sequence[Value], out: Any) -> Script | None:
     """The script of what was just recorded; None where it used or returned anything that no call made."""
-    numbers = {v.index: i for i, v in reversed(list(enumerate(inputs)))}
+    numbers = {v.index: i for i, v in enumerate(inputs)}
     count = len(inputs)
     steps: list[_Step] = []
     made: list[tuple[tuple[int, ...], bool]] = []

@@ -6,7 +6,7 @@ A target is a value: a `secateur.types.Target` with a name and one function,
     import torch
     from secateur.export.prepare import array, batch_of, output_tensors, snapshot
     from secateur.calling import as_call
-from secateur.types import Artefact, Target
+    from secateur.types import Artefact, Target
 
 
     def build(model, example, threads):

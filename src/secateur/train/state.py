@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -45,8 +44,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
         save_file(plain, name, metadata=header)
         sync(Path(name))
         Path(name).replace(path)
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            sync(folder)
+        sync(folder)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
