@@ -126,8 +126,8 @@ RECORDING = Table(
     "trace_seconds",
     "Recording and coupling",
     "Seconds of `sc.couple(sc.trace(model, example))`, median of nine, and their ratio to Torch-Pruning's "
-    "dependency graph with all of its groups, the two taken in turns; the first time in a fresh process beside "
-    "it.",
+    "dependency graph with all of its groups, the two taken in turns; beside it the first time in a fresh "
+    "process, with what torch itself loads then.",
     {f"{case}_secateur": label for case, label in MODELS.items()},
     {
         "seconds": ("seconds", "{:.4f}"),

@@ -3,8 +3,9 @@
 Experiment ``trace_seconds``; cases ``MODEL_secateur`` and ``MODEL_torch_pruning``. ``seconds`` is the median of nine
 after a warm-up, the two taken in turns in one process: ``sc.couple(sc.trace(model, example))`` against
 ``DependencyGraph().build_dependency(model, example)`` and all of its groups. ``ratio`` is secateur's over
-Torch-Pruning's; ``first_seconds`` is the first time in a fresh process, imports not counted; ``groups`` how many were
-found. Where a library cannot do a model, it has the one row ``failed``.
+Torch-Pruning's; ``first_seconds`` is the first time in a fresh process, both libraries imported, with what torch loads
+of itself at its first fake tensor; ``groups`` how many were found. Where a library cannot do a model, it has the one
+row ``failed``.
 """
 
 from __future__ import annotations
