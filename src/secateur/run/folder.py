@@ -64,6 +64,7 @@ def claim(path: str | Path, arguments: Mapping[str, Any], force: bool = False) -
         ArgumentError: another process works in it, it is not a folder, or it is not empty.
 
     Example:
+        >>> import tempfile
         >>> with claim(tempfile.mkdtemp(), {"seed": 0}) as folder:
         ...     folder.resumed
         False

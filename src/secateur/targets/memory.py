@@ -107,6 +107,7 @@ def recall(key: str, folder: Path | str | None = None) -> float | None:
     """The figure remembered under a key; None where there is none, or its file is damaged.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     remember("a", 0.25, folder)
         ...     recall("a", folder), recall("b", folder)
