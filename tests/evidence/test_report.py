@@ -332,3 +332,9 @@ def test_table_has_every_row():
 )  # fmt: skip
 def test_quantities(value, unit, text):
     assert words.quantity(value, unit) == text
+
+
+def test_a_gain_is_said_once() -> None:
+    row = Row("latency median, clock", "s", 0.04, 0.02, note="2.00x faster (1.95-2.05)")
+    assert words.cells(row)["gloss"] == ""
+    assert words.cells(Row("latency median, clock", "s", 0.04, 0.02))["gloss"] == "2.00× faster"

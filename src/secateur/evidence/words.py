@@ -146,7 +146,7 @@ def cells(row: Row) -> dict[str, str]:
         "interval": interval,
         "ratio": times(row.ratio),
         "asked": "" if row.asked is None else f"{_sign(row)} {show(row.asked)}".strip(),
-        "gloss": gloss(row),
+        "gloss": "" if "faster" in row.note or "slower" in row.note else gloss(row),  # said once
     }
 
 
