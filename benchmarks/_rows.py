@@ -92,7 +92,6 @@ def write(
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.getvalue().encode())
-    path.chmod(0o644)
     return path
 
 

@@ -265,3 +265,17 @@ def test_a_model_that_runs_in_no_precision_says_why_itself() -> None:
     plan = sc.random_plan(sc.couple(sc.trace(Single(), x)), 0.5, seed=0)
     with pytest.raises(RuntimeError, match="expected Float or Half, got torch.float32"):
         sc.verify(model, plan, sc.apply(plan, model), x)
+
+
+def test_want_of_memory_is_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weaker proof must not stand in for one that there was no room for."""
+
+    def fails(self: nn.Module, x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    model, x = Single(), torch.randn(3, 4)
+    plan = sc.random_plan(sc.couple(sc.trace(model, x)), 0.5, seed=0)
+    small = sc.apply(plan, model)
+    monkeypatch.setattr(Single, "forward", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        sc.verify(model, plan, small, x)

@@ -158,6 +158,8 @@ def _difference(a: nn.Module, b: nn.Module, example: Example, over: Any = None) 
         try:
             with over or contextlib.nullcontext():
                 left = tensors_of(run(a, example))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as problem:  # kernels may refuse a precision in any words
             raise _Refused(f"{type(problem).__name__}: {problem}"[:200]) from problem
         try:
