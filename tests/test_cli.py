@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def test_the_tables(pruned, capsys):
     assert "3:channel" in said
     assert "is ignored on request" in said
     assert "Conv2d" in said
+    assert said.split("\n")[0].strip() == "5,024 of 5,514 parameters (91.1%) can be cut"
 
 
 def test_inspect_as_data(capsys):
@@ -143,6 +145,14 @@ def test_inspect_as_data(capsys):
     assert sum(row["macs"] for row in found["layers"]) == found["macs"] == 64 * 16 * 27 + 9 * 32 * 144 + 320
     assert sum(row["params"] for row in found["layers"]) == found["params"]
     assert any(f["reason"] == "is an output of the model" for f in found["frozen"])
+    covered = found["coverage"]
+    assert covered["params"] == found["params"] == covered["prunable"] + sum(w["entries"] for w in covered["whole"])
+    assert covered["by_kind"] == {"channel": covered["prunable"]}
+    assert covered["share"] == covered["prunable"] / covered["params"]
+    assert [(w["name"], w["entries"], w["reason"]) for w in covered["whole"]] == [
+        ("8.bias", 10, "is an output of the model")
+    ]
+    assert re.fullmatch(r".*\.py:\d+", covered["whole"][0]["line"])
 
 
 def test_the_same_command_makes_the_same_plan_and_weights(place, capsys):

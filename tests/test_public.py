@@ -17,17 +17,17 @@ SOURCE = Path(sc.__file__).parent
 
 NAMES = """
 RESIDUAL_RULES RULES ArgumentError Artefact Budget BudgetError Cost CoupleError Criterion DataError Figure FormatError
-Graph Groups History Limits Measurement Plan PlanError Recovery Report Result Row Scores SecateurError Target
-TargetError TraceError allocate apply apply_ apply_to_optimizer_ bn_scale by_cost by_effect by_max by_mean calibrate
-compare cosine_loss couple distill eager finetune fpgm global_ kl_logits knapsack knapsack_with latency load load_plan
-macs magnitude magnitude_l1 make_plan masked measure measure_models nbytes obs obs_with onnxruntime
+Graph Groups History Layer Limits Measurement Plan PlanError Recovery Report Result Row Scores SecateurError Target
+TargetError TraceError allocate apply apply_ apply_to_optimizer_ block_influence bn_scale by_cost by_effect by_max
+by_mean calibrate compare cosine_loss couple distill drop_layers eager finetune fpgm global_ kl_logits knapsack
+knapsack_with latency layers load load_plan macs magnitude magnitude_l1 make_plan masked measure measure_models nbytes obs obs_with onnxruntime
 pair_similarity_loss params prune random random_plan read_report recalibrate_bn refit relative_mse report_schema save
-save_plan score taylor taylor_abs taylor_gate taylor_with to_json to_onnx to_table trace uniform unnormalized verify
+save_plan save_pretrained score taylor taylor_abs taylor_gate taylor_with to_json to_onnx to_table trace uniform unnormalized verify
 with_threads write_report
 """.split()
 
 ROOMS = ["digest", "errors", "types", "calling", "graph", "score", "choose", "solve", "export", "targets", "train"]
-ROOMS += ["evidence", "run", "cli"]
+ROOMS += ["evidence", "testing", "run", "cli"]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""
 
 
@@ -82,7 +82,7 @@ def test_names_that_hold() -> None:
         return list(inspect.signature(function).parameters)
 
     assert arguments(sc.trace)[:2] == ["model", "example"]
-    assert arguments(sc.couple) == ["graph", "rules", "ignore"]
+    assert arguments(sc.couple) == ["graph", "rules", "ignore", "every"]
     assert arguments(sc.score) == ["model", "groups", "criterion", "stats"]
     assert arguments(sc.calibrate)[:3] == ["model", "batches", "criterion"]
     assert arguments(sc.allocate)[:3] == ["scores", "budget", "allocation"]

@@ -2,6 +2,7 @@
 
 from secateur.choose.allocate import allocate, global_, knapsack, knapsack_with, uniform
 from secateur.choose.costs import macs, nbytes, params
+from secateur.choose.depth import drop_layers
 from secateur.choose.effect import by_effect
 from secateur.choose.plan import make_plan, random_plan
 from secateur.errors import (
@@ -19,9 +20,11 @@ from secateur.evidence.quality import Figure
 from secateur.evidence.report import read_report, report_schema, to_json, to_table, write_report
 from secateur.evidence.verify import verify
 from secateur.export.checkpoint import load
+from secateur.export.huggingface import save_pretrained
 from secateur.export.onnx import to_onnx
 from secateur.export.plans import load_plan, save_plan
 from secateur.graph.couple import Groups, couple
+from secateur.graph.depth import Layer, layers
 from secateur.graph.record import trace
 from secateur.graph.recorded import Graph
 from secateur.graph.rules import RESIDUAL_RULES, RULES
@@ -47,6 +50,7 @@ from secateur.score.criteria import (
     taylor_with,
     unnormalized,
 )
+from secateur.score.depth import block_influence
 from secateur.targets.eager import eager, with_threads
 from secateur.targets.latency import latency
 from secateur.targets.measure import compare, measure, measure_models
@@ -74,6 +78,7 @@ __all__ = [
     "Graph",
     "Groups",
     "History",
+    "Layer",
     "Limits",
     "Measurement",
     "Plan",
@@ -91,6 +96,7 @@ __all__ = [
     "apply",
     "apply_",
     "apply_to_optimizer_",
+    "block_influence",
     "bn_scale",
     "by_cost",
     "by_effect",
@@ -101,6 +107,7 @@ __all__ = [
     "cosine_loss",
     "couple",
     "distill",
+    "drop_layers",
     "eager",
     "finetune",
     "fpgm",
@@ -109,6 +116,7 @@ __all__ = [
     "knapsack",
     "knapsack_with",
     "latency",
+    "layers",
     "load",
     "load_plan",
     "macs",
@@ -134,6 +142,7 @@ __all__ = [
     "report_schema",
     "save",
     "save_plan",
+    "save_pretrained",
     "score",
     "taylor",
     "taylor_abs",

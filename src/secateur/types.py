@@ -27,6 +27,9 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Keep: TypeAlias = Mapping[str, Bools]
 """Group name -> bool mask over its units; True keeps."""
 
+Setting: TypeAlias = int | tuple[Any, ...]
+"""What an attribute is set to; a tuple stands for a list or tuple of it."""
+
 Role = Literal["out", "in"]
 
 
@@ -53,10 +56,12 @@ class Group:
 
     Attributes:
         name: the first producing weight and its axis, such as ``"encoder.0.fc1.weight"``.
-        kind: ``channel``, ``neuron``, ``head``, ``head_dim``, ``embedding`` or ``width``.
+        kind: ``channel``, ``neuron``, ``head``, ``head_dim``, ``expert``, ``hidden`` (of a recurrent layer),
+            ``embedding`` or ``width``.
         units: how many there are.
         slices: what every unit takes from each tensor.
         module: path of the module in which the unit is produced.
+        multiple: kept counts must be multiples of this, or a kernel would refuse them.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Group:
     units: int
     slices: tuple[Slice, ...]
     module: str = ""
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         for s in self.slices:
@@ -284,18 +290,25 @@ class Plan:
     Attributes:
         keep: group name -> bool (units,), True keeps.
         axes: (tensor name, dim) -> bool (size,), True keeps; only axes that lose something.
-        attributes: ``(module path, attribute) -> (old, new)``: constants in the code that follow a size.
+        attributes: ``(module path, attribute) -> (old, new)``: constants in the code that follow a size or count or
+            number layers, and lists with an entry a layer.
         renumber: index buffer -> the (tensor, dim) axis whose positions it points at.
+        sizes: sizes in the code that no attribute holds, ``(module path, torch function, which call of it in the
+            module's forward, which int in that call) -> (old, new)``.
         kinds: group name -> kind.
         made: what made it: criterion, allocation, budget, seed, model hash, versions. No times, no measurements.
+        layers: paths of layers that go whole, in the order of the model. All names in a plan are those of the whole
+            model; where a layer goes, those behind it are renumbered in the cut one.
     """
 
     keep: Mapping[str, Bools]
     axes: Mapping[tuple[str, int], Bools]
-    attributes: Mapping[tuple[str, str], tuple[int, int]]
+    attributes: Mapping[tuple[str, str], tuple[Setting, Setting]]
     renumber: Mapping[str, Bools]
     kinds: Mapping[str, str]
     made: Mapping[str, Any]
+    sizes: Mapping[tuple[str, str, int, int], tuple[int, int]] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
 
     @property
     def removed(self) -> int:

@@ -132,20 +132,20 @@ MORE: dict[str, tuple[Any, Any]] = {
 KINDS = {
     "distilbert": {"head": 2, "neuron": 2},
     "roberta": {"head": 2, "neuron": 2},
-    "albert": {"head": 1, "neuron": 1},
-    "electra": {"head": 2, "neuron": 2},
-    "deberta": {"neuron": 5},
+    "albert": {"embedding": 1, "head": 1, "neuron": 1},
+    "electra": {"embedding": 1, "head": 2, "neuron": 2},
+    "deberta": {"head": 2, "neuron": 5},
     "opt": {"head": 2, "neuron": 2},
     "gpt_neox": {"head": 2, "neuron": 2},
     "bloom": {"head_dim": 2, "neuron": 2},
-    "falcon": {"neuron": 2},
-    "gemma2": {"head": 2, "neuron": 2},
-    "phi3": {"neuron": 2},
-    "mistral": {"head": 2, "neuron": 2},
+    "falcon": {"head_dim": 1, "neuron": 2},
+    "gemma2": {"head_dim": 1, "head": 2, "neuron": 2},
+    "phi3": {"head": 2, "neuron": 2},
+    "mistral": {"head_dim": 1, "head": 2, "neuron": 2},
     "bart": {"head": 3, "neuron": 2},
     "resnet": {"channel": 4},
     "mobilenet_v2": {"channel": 24},
-    "segformer": {"channel": 2, "head": 1},
+    "segformer": {"head_dim": 2, "channel": 3, "head": 1},
     "wav2vec2": {"channel": 1, "head": 1, "neuron": 1},
     "mobilevit": {"channel": 21, "head": 9, "neuron": 9},
     "clip": {"head": 1, "neuron": 1},
@@ -166,15 +166,15 @@ def test_family(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_experts_stay_and_their_attention_goes() -> None:
+def test_neurons_of_fused_experts_go_by_what_their_kernel_can() -> None:
     """Mixtral's grouped products refuse float64, and fake tensors: recorded for real, compared in float32."""
     torch.manual_seed(0)
     model, x = build("MixtralModel", "mixtral", **LLAMA, num_local_experts=4)(), tokens()
     graph = sc.trace(model, x)
     groups = sc.couple(graph)
     assert not graph.fake
-    assert {g.kind for g in groups} == {"head"}
-    assert all("aten::_grouped_mm has no rule" in u for u in groups.unknown)
+    assert groups.unknown == ()
+    assert {g.kind: g.multiple for g in groups} == {"head": 1, "neuron": 8}
     plan = sc.random_plan(groups, 0.4, seed=0)
     with torch.no_grad():
         wanted = sc.masked(plan, model)(x).last_hidden_state

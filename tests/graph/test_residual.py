@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.calling import run, tensors_of
-from secateur.evidence.kept import OverKept
+from secateur.evidence.kept import OverKept, kept_under_statistics
 
 
 class Stream(nn.Module):
@@ -69,7 +69,7 @@ def test_the_plain_masked_model_would_not_agree() -> None:
     zeroed, small = sc.masked(plan, model), sc.apply(plan, model)
     with torch.no_grad():
         assert (zeroed(x) - small(x)).abs().max() > 1e-3
-        with OverKept(plan, zeroed):
+        with OverKept(kept_under_statistics(model, plan, x)):
             assert (zeroed(x) - small(x)).abs().max() < 1e-12
 
 
@@ -97,10 +97,15 @@ def test_transformers_keep_running(name: str) -> None:
     assert [tuple(t.shape) for t in tensors_of(run(sc.apply(plan, model), example))] == outputs
 
 
-def test_other_means_still_pin() -> None:
+def test_inner_means_run_over_what_is_kept() -> None:
     net = Calls(lambda s, x: s.out(s.a(x) - s.a(x).mean(-1, keepdim=True)), a=nn.Linear(6, 8), out=nn.Linear(8, 3))
-    with pytest.raises(sc.CoupleError, match="is reduced over by mean"):
-        sc.couple(sc.trace(net, seq()), rules=sc.RESIDUAL_RULES)
+    groups = sc.couple(sc.trace(net, seq()))
+    assert {g.name: g.units for g in groups} == {"a:neuron": 8}
+    plan = sc.random_plan(groups, 0.5, seed=0)
+    report = sc.verify(net, plan, sc.apply(plan, net), seq())
+    assert report.ok, report.rows
+    with torch.no_grad():  # the plain masked model takes the mean over zeros too
+        assert (sc.masked(plan, net)(seq()) - sc.apply(plan, net)(seq())).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("kind", "module"), [("LlamaForCausalLM", "llama"), ("GPT2LMHeadModel", "gpt2")])

@@ -330,7 +330,7 @@ def test_the_whole_plan_is_checked_not_each_group_alone() -> None:
         sc.make_plan(groups, few)
 
 
-def test_one_number_for_two_sizes_freezes_both() -> None:
+def test_one_number_for_two_sizes_is_replaced_where_it_is_passed_on() -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
         h = F.relu(s.a(x).view(len(x), s.parts, -1)).flatten(1)
         return s.out(F.relu(s.b(h).view(len(x), s.parts, -1)).flatten(1))
@@ -339,9 +339,13 @@ def test_one_number_for_two_sizes_freezes_both() -> None:
     net.parts = 4
     groups = sc.couple(sc.trace(net, torch.randn(5, 6)))
     assert {g.name: g.units for g in groups} == {"a:neuron2": 4, "b:neuron2": 3}
-    said = [f.reason for f in groups.frozen if "one number for two sizes" in f.reason]
-    assert len(said) == 2
-    assert all(r.startswith("parts is one number for two sizes, 3 and 4, in the model at") for r in said)
+    assert sum("sizes in the code would have to be replaced" in f.reason for f in groups.frozen) == 2
+    every = sc.couple(sc.trace(net, torch.randn(5, 6)), every=True)
+    assert {g.name: g.units for g in every} == {"a:neuron": 4, "a:neuron2": 4, "b:neuron": 4, "b:neuron2": 3}
+    plan = sc.make_plan(every, {"a:neuron": np.arange(4) < 3})
+    assert (plan.attributes, plan.sizes) == ({("", "parts"): (4, 3)}, {("", "view", 1, 1): (3, 4)})
+    report = sc.verify(net, plan, sc.apply(plan, net), torch.randn(5, 6))
+    assert report.ok, report.rows
 
 
 @pytest.mark.parametrize("example", [img, seq])

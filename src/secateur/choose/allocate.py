@@ -101,7 +101,7 @@ def asked(budget: Budget) -> dict[str, Any]:
 
 def allowed_counts(group: Group, limits: Limits) -> Ints:
     """Kept counts that the limits allow, ascending; the whole group is always one of them."""
-    step = limits.by_kind.get(group.kind, limits.multiple)
+    step = math.lcm(limits.by_kind.get(group.kind, limits.multiple), group.multiple)
     most = limits.max_sparsity
     for pattern, fraction in limits.per_group.items():
         if fnmatch.fnmatch(group.name, pattern):

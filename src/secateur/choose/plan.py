@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from secateur.errors import PlanError
+from secateur.errors import CoupleError, PlanError
 from secateur.graph.couple import Groups
-from secateur.types import Keep, Plan
+from secateur.types import Bools, Keep, Plan
 
 
 def make_plan(groups: Groups, keep: Keep, made: Mapping[str, Any] | None = None) -> Plan:
@@ -26,8 +26,11 @@ def make_plan(groups: Groups, keep: Keep, made: Mapping[str, Any] | None = None)
             raise PlanError(f"mask for group {name!r} has shape {mask.shape}; expected {expected}")
         if not mask.any():
             raise PlanError(f"group {name!r} would lose all of its {mask.size} units; keep at least one")
+        if mask.sum() % groups[name].multiple:
+            multiple = groups[name].multiple
+            raise PlanError(f"group {name!r} would keep {mask.sum()} units; its kernels need a multiple of {multiple}")
     keep = {name: np.asarray(keep.get(name, mask), bool) for name, mask in full.items()}
-    attributes = groups.repairs(keep)
+    attributes, sizes = groups.repairs(keep)
     return Plan(
         keep=keep,
         axes=groups.axes(keep),
@@ -38,11 +41,14 @@ def make_plan(groups: Groups, keep: Keep, made: Mapping[str, Any] | None = None)
         renumber=groups.renumbered(keep),
         kinds={g.name: g.kind for g in groups},
         made=dict(made or {}),
+        sizes=dict(sorted(sizes.items())),
     )
 
 
 def random_plan(groups: Groups, sparsity: float, seed: int) -> Plan:
     """Remove ``round(sparsity * units)`` random units of every group, at least one staying.
+
+    Fewer go where kernels need multiples, and none of a group that cannot go together with the ones before it.
 
     Example:
         >>> import torch, secateur as sc
@@ -56,6 +62,24 @@ def random_plan(groups: Groups, sparsity: float, seed: int) -> Plan:
     keep = {}
     for g in groups:
         mask = np.ones(g.units, bool)
-        mask[rng.permutation(g.units)[: min(round(sparsity * g.units), g.units - 1)]] = False
+        kept = max(1, g.units - round(sparsity * g.units))
+        kept = min(g.units, -(-kept // g.multiple) * g.multiple)
+        mask[rng.permutation(g.units)[: g.units - kept]] = False
         keep[g.name] = mask
-    return make_plan(groups, keep, {"criterion": "random_plan", "sparsity": sparsity, "seed": seed})
+    return make_plan(groups, _together(groups, keep), {"criterion": "random_plan", "sparsity": sparsity, "seed": seed})
+
+
+def _together(groups: Groups, keep: Keep) -> Keep:
+    """The masks that can be carried out together: groups that overlap may leave nothing of an axis they share."""
+
+    def add(accepted: dict[str, Bools], names: list[str]) -> dict[str, Bools]:
+        tried = accepted | {n: keep[n] for n in names}
+        try:
+            groups.axes(tried)
+            groups.repairs(tried)
+        except (PlanError, CoupleError):
+            half = len(names) // 2
+            return accepted if len(names) < 2 else add(add(accepted, names[:half]), names[half:])
+        return tried
+
+    return add({}, list(keep))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from secateur.calling import run, tensors_of
-from secateur.evidence.kept import OverKept
-from secateur.graph.surgery import apply, masked
+from secateur.evidence.kept import OverKept, kept_under_statistics
+from secateur.graph.dropping import Drops, drops_of, original, remaining, renamed
+from secateur.graph.surgery import apply, duplicate, masked
 from secateur.types import Example, Plan, Report, Row
 
 
@@ -24,6 +24,7 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
     In float64, with every weight perturbed (zeros and ones hide errors), the cut model must equal the masked one to
     ``tolerance`` relative to the largest output, and differ from the uncut one (else the check would see nothing). A
     model that has kernels which refuse float64 is checked in float32, to 1e-4; the rows say so.
+    In the masked model layers that go whole are the identity.
     ``small`` must have the class, the shapes, the order and the index buffers that the plan gives, and with the same
     perturbed weights in it must compute the same: its code and constants are checked too. Its own weights may be
     others by now, since recovery trains them; how many tensors have changed is said.
@@ -77,7 +78,8 @@ def _verified(
     moved, inputs = _perturbed(model, dtype), _cast(example, dtype)
     cut = apply(plan, moved)
     zeroed = masked(plan, moved)
-    error, finite, problem = _difference(zeroed, cut, inputs, OverKept(plan, zeroed))
+    over = OverKept(kept_under_statistics(model, plan, example)) if plan.axes else None
+    error, finite, problem = _difference(zeroed, cut, inputs, over, drops_of(model, plan.layers))
     shapes = _same_shapes(model, plan, small)
     name = str(dtype).removeprefix("torch.")
     rows = [
@@ -133,7 +135,7 @@ def _perturbed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """An evaluation copy whose floats have this type; complex numbers and integers keep theirs."""
-    twin = copy.deepcopy(model).eval()
+    twin = duplicate(model).eval()
     return twin.double() if dtype == torch.float64 else twin.float()
 
 
@@ -152,20 +154,26 @@ def _cast(example: Example, dtype: torch.dtype) -> Example:
     return {k: one(v) for k, v in example.items()}
 
 
-def _difference(a: nn.Module, b: nn.Module, example: Example, over: Any = None) -> tuple[float, bool, str]:
-    """Largest difference over the largest output, whether all outputs are finite, and why ``b`` does not run."""
+def _difference(
+    a: nn.Module, b: nn.Module, example: Example, over: Any = None, drops: Drops = ()
+) -> tuple[float, bool, str]:
+    """Largest difference over the largest output, whether all outputs are finite, and why ``b`` does not run.
+
+    ``over`` is a context for ``a``; ``drops`` says what ``a`` has more in lists of outputs with an entry a layer.
+    """
     with torch.inference_mode(), _Only(_precision(a)):
         try:
             with over or contextlib.nullcontext():
-                left = tensors_of(run(a, example))
+                whole = run(a, example)
         except torch.OutOfMemoryError:
             raise
         except Exception as problem:  # kernels may refuse a precision in any words
             raise _Refused(f"{type(problem).__name__}: {problem}"[:200]) from problem
         try:
-            right = tensors_of(run(b, example))
+            cut = run(b, example)
         except Exception as problem:  # a wrong cut may raise anything
             return float("inf"), True, f"it does not run: {problem}"[:200]
+    left, right = remaining(whole, cut, drops), tensors_of(cut)
     if len(left) != len(right):
         return float("inf"), True, f"it returns {len(right)} tensors, not {len(left)}"
     worst, finite = 0.0, True
@@ -186,7 +194,8 @@ def _exact(what: str, error: float, tolerance: float, note: str) -> Row:
 def _control(plan: Plan, double: nn.Module, cut: nn.Module, inputs: Example, tolerance: float) -> Row:
     """How far the shrunk model is from the uncut one: nothing may hide a difference."""
     least = max(tolerance, 1e-9)
-    found = _difference(double, cut, inputs)[0] if plan.axes else None
+    drops = drops_of(double, plan.layers)
+    found = _difference(double, cut, inputs, drops=drops)[0] if plan.axes or plan.layers else None
     return Row("control: the uncut model must differ", "relative", pruned=found, ok=found is None or found > least)
 
 
@@ -202,6 +211,7 @@ def _same_shapes(model: nn.Module, plan: Plan, small: nn.Module) -> Row:
             shape = list(expected[name])
             shape[dim] = int(keep.sum())
             expected[name] = tuple(shape)
+    expected = {new: s for n, s in expected.items() if (new := renamed(n, plan.layers)) is not None}
     found = {n: tuple(t.shape) for n, t in _state(small).items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if found.get(n) != expected.get(n))
     same_class = type(small) is type(model)
@@ -222,7 +232,8 @@ def _same_order(plan: Plan, cut: nn.Module, small: nn.Module) -> Row:
         if torch.equal(mine.to(planned.dtype), planned):
             continue
         changed += 1
-        if name in plan.renumber or _permuted(planned.detach().flatten(), mine.detach().flatten()):
+        numbers = original(name, plan.layers) in plan.renumber
+        if numbers or _permuted(planned.detach().flatten(), mine.detach().flatten()):
             wrong.append(name)
     note = f"{changed} tensors changed since the cut" if changed else ""
     if wrong:

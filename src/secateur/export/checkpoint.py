@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from secateur.errors import FormatError, PlanError
 from secateur.export.atomic import new_folder, write_bytes
 from secateur.export.plans import load_plan, plan_bytes, read_header
+from secateur.graph.dropping import renamed
+from secateur.graph.sizes import Attribute, write_attribute
 from secateur.graph.surgery import apply_
 from secateur.types import Plan
 
@@ -53,7 +56,7 @@ def save_checkpoint(
         names = _save_weights(model, temporary / "model.safetensors")
         config = getattr(model, "config", None)
         if hasattr(config, "to_json_string"):
-            write_bytes(temporary / "config.json", _dense_config(config, type(model).__name__, plan))
+            write_bytes(temporary / "config.json", _dense_config(config, model, plan))
         about = {
             "model": {
                 "class": f"{type(model).__module__}:{type(model).__qualname__}",
@@ -133,7 +136,8 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             target = own.get(name)
             if target is None:
                 continue
-            target.data = tensor.to(target.device)
+            # in the file tensors lie unaligned: some kernels would then round otherwise
+            target.data = tensor.to(target.device, copy=True)
 
 
 def _unsaved(model: nn.Module) -> dict[str, str]:
@@ -165,13 +169,19 @@ def _save_weights(model: nn.Module, path: Path) -> dict[str, str]:
     return shared
 
 
-def _dense_config(config: Any, architecture: str, plan: Plan) -> bytes:
+def _dense_config(config: Any, model: nn.Module, plan: Plan) -> bytes:
     """The configuration of the *uncut* model: `load` builds that and cuts it."""
-    data = json.loads(config.to_json_string(use_diff=False))
-    data["architectures"] = [architecture]
-    for (_, path), (old, _) in plan.attributes.items():
-        if path.startswith("config.") and path.count(".") == 1:
-            data[path.partition(".")[2]] = old
+    copies: dict[int, Any] = {}
+    dense = copy.deepcopy(config, copies)  # with the configs inside of it, which other modules may hold too
+    modules, twin = dict(model.named_modules()), nn.Module()
+    for (module, path), (old, _) in plan.attributes.items():
+        key, _, inside = path.partition(".")
+        held = getattr(modules.get(renamed(module, plan.layers) or ""), key, None)
+        if inside and id(held) in copies:
+            twin.config = copies[id(held)]
+            write_attribute(twin, Attribute("", f"config.{inside}"), old)
+    data = json.loads(dense.to_json_string(use_diff=False))
+    data["architectures"] = [type(model).__name__]
     return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from secateur.errors import FormatError
 from secateur.export.atomic import write_bytes
-from secateur.types import Plan
+from secateur.types import Plan, Setting
 
 SCHEMA = 1
 
@@ -34,6 +34,11 @@ def plan_bytes(plan: Plan, about: dict[str, Any] | None = None) -> tuple[bytes, 
         "attributes": [
             {"module": m, "path": p, "old": old, "new": new} for (m, p), (old, new) in plan.attributes.items()
         ],
+        "sizes": [
+            {"module": m, "function": f, "call": n, "argument": i, "old": old, "new": new}
+            for (m, f, n, i), (old, new) in plan.sizes.items()
+        ],
+        "layers": list(plan.layers),
         "made": dict(plan.made),
         "masks_sha256": hashlib.sha256(tensors).hexdigest(),
         **(about or {}),
@@ -98,15 +103,26 @@ def load_plan(folder: Path | str) -> Plan:
         return Plan(
             keep={n: masks[f"keep/{n}"] for n in header["groups"]},
             axes=axes,
-            attributes={(a["module"], a["path"]): (int(a["old"]), int(a["new"])) for a in header["attributes"]},
+            attributes={
+                (a["module"], a["path"]): (_setting(a["old"]), _setting(a["new"])) for a in header["attributes"]
+            },
             renumber={k.partition("/")[2]: m for k, m in masks.items() if k.startswith("renumber/")},
             kinds={n: g["kind"] for n, g in header["groups"].items()},
             made=header["made"],
+            sizes={
+                (s["module"], s["function"], int(s["call"]), int(s["argument"])): (int(s["old"]), int(s["new"]))
+                for s in header.get("sizes", [])
+            },
+            layers=tuple(map(str, header.get("layers", []))),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"{path} holds no readable plan: {type(error).__name__}: {error}") from error
+
+
+def _setting(value: Any) -> Setting:
+    return tuple(value) if isinstance(value, list) else int(value)
 
 
 def read_header(folder: Path | str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ where nothing can be cut. ``True`` means "removed". Three kinds of constraint be
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from secateur.graph.recorded import NOWHERE, Call, Graph, Place, Value
+from secateur.graph.resize import Slot
 from secateur.graph.sizes import Attribute, Expression, Extent, Size, expression, leaves, plain
 from secateur.types import Ints
 
@@ -38,13 +40,17 @@ class Pin:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """A size written in the code that must equal the number of ids kept, plus a constant."""
+    """A size written in the code that must equal the number of ids kept, plus a constant.
+
+    ``slot``: where the size is passed to torch, if it can be replaced there (resize.py).
+    """
 
     source: Expression
     ids: Ints
     place: Place
     api: str
     constant: int = 0
+    slot: Slot | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +69,12 @@ class Axes:
         self.ties: list[tuple[Ints, Ints]] = []
         self.cells: list[tuple[Ints, Ints, Ints]] = []
         self.pins: list[Pin] = []
+        self.norms: list[Pin] = []  # statistics run over these: they stay if they are residual width (residual.py)
         self.expected: list[Expected] = []
         self.followed: set[Expression] = set()  # sizes of the call at hand that a rule has accounted for
         self.renumbered: list[Renumbered] = []
         self.labels: list[tuple[Ints, str]] = []
+        self.rounded: list[tuple[Ints, int]] = []  # kernels want multiples of so many of these
         self.inputs: list[Ints] = []  # weight axes that a contraction sums over
         self.work: list[tuple[int, tuple[Ints, ...]]] = []  # MACs: constant times kept counts
         self.births: list[int] = []  # first id of every fresh vector
@@ -75,6 +83,7 @@ class Axes:
         self.made_by: dict[int, str] = {}  # value -> the op that made it
         self.graph = graph
         self.place = NOWHERE
+        self._used: set[int] = set()
         self._memo: dict[Any, Any] = {}
         self._factors: dict[bytes, tuple[Ints, ...]] = {}  # a merged axis -> its rows and columns
         for name, value in graph.tensors.items():
@@ -99,6 +108,12 @@ class Axes:
             if a is not None and a.size:
                 self.pins.append(Pin(a.ravel(), reason, self.place))
 
+    def over(self, reason: str, *axes: Axis) -> None:
+        """Statistics run over these positions: over whatever is kept of them, unless they are residual width."""
+        for a in axes:
+            if a is not None and a.size:
+                self.norms.append(Pin(a.ravel(), reason, self.place))
+
     def tie(self, a: Axis, b: Axis, reason: str = "meets an axis that is not tracked") -> None:
         """These positions go together, one by one; against an untracked axis they stay."""
         if a is None or b is None:
@@ -114,6 +129,27 @@ class Axes:
         made = self.fresh(rows.size).reshape(rows.shape)
         self.cells.append((made.ravel(), rows.ravel(), columns.ravel()))
         return made
+
+    @functools.cached_property
+    def producers(self) -> dict[int, Call]:
+        """Value -> the call that made it."""
+        return {out.index: call for call in self.graph.calls for out in call.outs if out is not None}
+
+    def is_used(self, value: Value) -> bool:
+        """Whether anything comes of a value: another call, or an output of the model."""
+        if not self._used:
+            self._used = {v.index for call in self.graph.calls for v in call.inputs}
+            self._used |= {v.index for v in self.graph.outputs}
+        return value.index in self._used
+
+    def round(self, reason: str, axis: Axis, multiple: int) -> None:
+        """A kernel runs only where a multiple of so many of these positions is kept; any other number of them stays."""
+        if axis is None:
+            return
+        if axis.size % multiple:
+            self.pin(f"{reason}, {axis.size} as they are", axis)
+        else:
+            self.rounded.append((axis.ravel(), multiple))
 
     def label(self, axis: Axis, kind: str) -> None:
         """What the field calls these positions: ``head``, ``channel`` ..."""
@@ -137,13 +173,14 @@ class Axes:
                 live.append(d.ravel())
         self.work.append((constant, tuple(live)))
 
-    def expect(self, size: int | None, axis: Axis, call: Call) -> None:
-        """The int in the code must be the number of positions kept."""
+    def expect(self, size: int | None, axis: Axis, call: Call, at: int | None = None) -> None:
+        """The int in the code, ``call.sizes[at]`` where that is known, must be the number of positions kept."""
         if axis is None or size is None or plain(size) == -1:
             return
-        if isinstance(size, Size):
+        slot = None if at is None or call.nth is None else (call.api, call.nth, at)
+        if isinstance(size, Size) or slot:
             self.followed.add(expression(size))
-            self.expected.append(Expected(expression(size), axis.ravel(), call.place, call.api))
+            self.expected.append(Expected(expression(size), axis.ravel(), call.place, call.api, slot=slot))
         else:
             self.pin(f"size {plain(size)} is written as a literal in {call.api or call.op}", axis)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.graph.axes import Axes
+from secateur.graph.residual import pin_residual
 from secateur.types import Bools, Ints
 
 
@@ -59,6 +60,7 @@ def components(n: int, pairs: Sequence[tuple[Ints, Ints]]) -> Ints:
 def solve(axes: Axes) -> Solution:
     """Reduce the constraints and find the closures."""
     root = components(axes.n, axes.ties)
+    pin_residual(axes, root)
     pinned = np.zeros(axes.n, bool)
     for pin in axes.pins:
         pinned[root[pin.ids]] = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +15,14 @@ from secateur.errors import CoupleError, PlanError
 from secateur.graph.axes import Axes
 from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
+from secateur.graph.coverage import Coverage, coverage_of
 from secateur.graph.gather import gather
 from secateur.graph.pins import pin_branches, pin_ignored, pin_numbered, pin_numbers, pin_unused
 from secateur.graph.recorded import NOWHERE, Call, Graph
-from secateur.graph.repair import Repairs
+from secateur.graph.repair import Repairs, Sizes
 from secateur.graph.rules import RULES, Rule
+from secateur.graph.rules.pointwise import constant
+from secateur.graph.rules.shape import expand
 from secateur.graph.shells import no_garbage_collection
 from secateur.graph.sizes import Attribute
 from secateur.graph.zeros import Zeros
@@ -125,21 +130,26 @@ class Groups:
             self._cache[what] = Counter.of(terms, self._solution.root)
         return self._cache[what](self.removed(keep))
 
+    def coverage(self) -> Coverage:
+        """How much of the model's parameters units take, by kind, and what keeps the rest."""
+        named = [(n, self.graph.shapes[i]) for i, n in self._axes.names.items() if n in self.graph.parameters]
+        return coverage_of(dict(named), self.groups, self.frozen)
+
     def _tensor_ids(self, parameters: bool) -> Iterator[tuple[str, list[Ints | None]]]:
         for index, name in self._axes.names.items():
             if not parameters or name in self.graph.parameters:
                 yield name, self._axes.ids[index]
 
-    def repairs(self, keep: Keep) -> dict[Attribute, int]:
-        """New values of the int attributes that sizes in the code are made of.
+    def repairs(self, keep: Keep) -> tuple[dict[Attribute, int], Sizes]:
+        """New values of the int attributes that sizes in the code are made of, and of sizes that none holds.
 
         Raises:
             CoupleError: a size in the code cannot follow this cut; says which, where, and what it would have to be.
         """
-        new, bad = self._repairs.check(self.removed(keep))
+        new, sizes, bad = self._repairs.check(self.removed(keep))
         if bad:
             raise CoupleError(f"this cut cannot be carried out: {'; '.join(bad[:3])}")
-        return new
+        return new, sizes
 
     def renumbered(self, keep: Keep) -> dict[str, Bools]:
         """Buffers of positions -> mask of the axis that they point into."""
@@ -149,12 +159,14 @@ class Groups:
 
 
 @no_garbage_collection()
-def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str] = ()) -> Groups:
+def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str] = (), every: bool = False) -> Groups:
     """Find the units: the smallest sets of positions that can be removed together.
 
     Args:
         graph: from `trace`. rules: op -> rule; ``sc.RESIDUAL_RULES`` also cuts residual width.
         ignore: globs over parameter names, module paths or group names that must stay whole.
+        every: also groups that need sizes in the code replaced although others cut the same weights without, such
+            as the dims inside of heads that can go as wholes.
 
     Raises:
         CoupleError: nothing can be cut; says what froze it.
@@ -180,15 +192,10 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
     solution = solve(axes)
     repairs = Repairs.of(axes, solution.root)
     found = gather(axes, solution)
-    dropped: list[Frozen] = []
-    groups, roots = [], {}
-    for group, its_roots in found:
-        reason = _impossible(repairs, axes.n, group, its_roots, ignore)
-        if reason is None:
-            groups.append(group)
-            roots[group.name] = its_roots
-        else:
-            dropped += [Frozen(s.name, s.dim, s.index.size, *reason) for s in group.slices if s.role == "out"][:1]
+    groups, dropped = _possible(repairs, axes.n, found, ignore, every)
+    groups = [_rounded(axes, solution, g, roots) for g, roots in found if g in groups]
+    kept = {g.name for g in groups}
+    roots = {g.name: its for g, its in found if g.name in kept}
     made = Groups(tuple(groups), graph, tuple(dict.fromkeys(unknown)), axes, solution, roots, repairs, tuple(dropped))
     if not groups:
         why = sorted({f"{f.name}: {f.reason} ({f.line})" for f in made.frozen if f.size > 1})[:6]
@@ -226,9 +233,11 @@ def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[s
     inputs = call.inputs
     live = any(a is not None for v in inputs for a in axes[v])
     rule = rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
-    if not live and not (rule is not None and not inputs):
+    if rule is None and not inputs:
         return
-    if all(v is None for v in call.outs) and not call.op.endswith("_local_scalar_dense"):
+    if not live and inputs and rule is not constant and rule is not expand:
+        return  # these may make an axis that follows another
+    if all(v is None for v in call.outs) and call.op not in ("aten::_local_scalar_dense", "secateur::default_scale"):
         return  # no tensor comes out: nothing to follow
     try:
         if rule is None:
@@ -255,24 +264,78 @@ def _store(axes: Axes, call: Call, result: list[object]) -> None:
         axes.ids[v.index], axes.made_by[v.index] = ids, call.op
 
 
+def _possible(
+    repairs: Repairs,
+    n: int,
+    found: Sequence[tuple[Group, tuple[Ints, ...]]],
+    ignore: Sequence[str],
+    every: bool,
+) -> tuple[list[Group], list[Frozen]]:
+    """The groups that can be cut after all, and why the others cannot."""
+    reasons, forced = {}, []
+    for group, roots in found:
+        reason, resizes = _impossible(repairs, n, group, roots, ignore)
+        if reason is not None:
+            reasons[group.name] = reason
+        elif resizes and not every:
+            forced.append(group)
+    taken: dict[tuple[str, int], set[int]] = {}
+    for group in [g for g, _ in found if g.name not in reasons and g not in forced]:
+        _take(group, taken)
+    for group in sorted(forced, key=lambda g: g.kind == "head_dim"):
+        if not _take(group, taken):
+            why = "takes weights that other groups take, and sizes in the code would have to be replaced: every=True"
+            reasons[group.name] = why, group.module, ""
+    groups = [g for g, _ in found if g.name not in reasons]
+    dropped = []
+    for group, _ in found:
+        if group.name in reasons:
+            first = next((s for s in group.slices if s.role == "out"), None)
+            dropped += [] if first is None else [Frozen(first.name, first.dim, first.index.size, *reasons[group.name])]
+    return groups, dropped
+
+
+def _take(group: Group, taken: dict[tuple[str, int], set[int]]) -> bool:
+    """Note the positions that a group takes; whether any of them is new."""
+    new = False
+    for s in group.slices:
+        known, mine = taken.setdefault((s.name, s.dim), set()), set(s.index.ravel().tolist())
+        new |= not mine <= known
+        known |= mine
+    return new
+
+
+def _rounded(axes: Axes, solution: Solution, group: Group, roots: tuple[Ints, ...]) -> Group:
+    """The group with the multiple of its units that kernels need."""
+    unit = roots[0][:1] if len(roots) == 1 and roots[0].ndim == 1 else roots[0]
+    multiple = 1
+    for ids, k in axes.rounded:
+        each = int(np.isin(solution.root[ids], unit).sum())
+        if each:
+            multiple = math.lcm(multiple, k // math.gcd(k, each))
+    return dataclasses.replace(group, multiple=multiple if group.units % multiple == 0 else group.units)
+
+
 def _impossible(
     repairs: Repairs, n: int, group: Group, roots: tuple[Ints, ...], ignore: Sequence[str]
-) -> tuple[str, str, str] | None:
-    """Why a group cannot be cut after all: (reason, module, line)."""
+) -> tuple[tuple[str, str, str] | None, bool]:
+    """Why a group cannot be cut after all, (reason, module, line), and whether it needs sizes in the code replaced."""
     if any(fnmatch.fnmatch(group.name, p) for p in ignore):
-        return "is ignored on request", group.module, ""
+        return ("is ignored on request", group.module, ""), False
     if group.units < 2:
-        return "is a single unit: cutting it would cut everything", group.module, ""
+        return ("is a single unit: cutting it would cut everything", group.module, ""), False
     plain = len(roots) == 1 and roots[0].ndim == 1  # one root a unit
     if not repairs.touched_by(roots[0] if plain else np.concatenate(roots)):
-        return None
+        return None, False
+    resizes = False
     for gone in ([0], [group.units - 1], list(range(1, group.units))):
         removed = np.zeros(n, bool)
         removed[roots[0][gone] if plain else np.concatenate([roots[u] for u in gone])] = True
-        _, bad = repairs.check(removed)
+        _, sizes, bad = repairs.check(removed)
+        resizes |= bool(sizes)
         if bad:
-            return bad[0], group.module, bad[0].rpartition(" at ")[2]
-    return None
+            return (bad[0], group.module, bad[0].rpartition(" at ")[2]), False
+    return None, resizes
 
 
 def _frozen(axes: Axes, solution: Solution) -> Iterator[Frozen]:

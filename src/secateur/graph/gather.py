@@ -71,7 +71,7 @@ def _input_ids(axes: Axes) -> set[int]:
     return {int(a.ravel()[0]) for a in axes.inputs if a.size}
 
 
-_KINDS = ("embedding", "neuron", "channel", "width", "head_dim", "head")
+_KINDS = ("embedding", "neuron", "channel", "width", "head_dim", "hidden", "head", "expert")
 """From the least telling label to the most."""
 
 

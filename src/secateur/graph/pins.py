@@ -76,7 +76,15 @@ def pin_branches(axes: Axes) -> None:
     what lives inside one of them is the same whatever it decides.
     """
     graph = axes.graph
-    looking = {c.place.module: c.place for c in graph.calls if not graph.fake and _reads_data(c)}
+    if graph.fake:
+        return
+    computed: set[int] = set()  # token numbers, masks and lengths are what they are, whatever is cut
+    looking: dict[str, Place] = {}
+    for c in graph.calls:
+        if any(v.weight or not v.integral or v.index in computed for v in c.inputs):
+            computed.update(out.index for out in c.outs if out is not None)
+            if _reads_data(c):
+                looking.setdefault(c.place.module, c.place)
     for module, place in looking.items():
         axes.place = place
         for value in _passing(graph, module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from secateur.calling import as_call, run, tensors_of
 from secateur.errors import TraceError
+from secateur.graph.caches import forget
 from secateur.graph.recorded import Call, Graph, Value
 from secateur.graph.recorder import Recorder
 from secateur.graph.scripts import call
@@ -26,8 +29,10 @@ from secateur.graph.sizes import (
     Extent,
     Size,
     leaves,
+    plain,
     remembering,
 )
+from secateur.graph.wholes import WHOLES
 from secateur.types import Example
 
 _ARITHMETIC = frozenset(
@@ -60,27 +65,20 @@ class _Dispatch(TorchDispatchMode):
         kwargs = kwargs or {}
         out = op(*args, **kwargs) if self.fakes is None else call_op(self.fakes, op, args, kwargs)
         r = self.recorder
+        if r.silent:
+            return out
         name, arguments, pointwise = r.schema(op)
         if name.startswith("prim::"):  # a question about a tensor, not a computation
             return out
         bound: dict[str, Any] = {}
         inputs: list[Value] = []
 
-        def enter(a: Any) -> Any:
-            if isinstance(a, Tensor):
-                inputs.append(r.value(a))
-                return inputs[-1]
-            if isinstance(a, (list, tuple)):
-                return [enter(x) for x in a]
-            return a
-
         for i, (key, default, only) in enumerate(arguments):
             given = kwargs.get(key, default) if only or i >= len(args) else args[i]
-            bound[key] = enter(given)
-        made = out if isinstance(out, (tuple, list)) else (out,)
-        weight = bool(inputs) and all(v.weight for v in inputs)
-        outs = tuple(r.value(t, weight) if isinstance(t, Tensor) else None for t in made)
-        r.calls.append(Call(name, bound, tuple(inputs), outs, r.place, r.api, r.sizes, pointwise))
+            bound[key] = r.enter(given, inputs)
+        r.write(name, bound, inputs, out, pointwise)
+        if name == "aten::lift_fresh" and not isinstance(args[0], FakeTensor) and args[0].dtype == torch.long:
+            r.literals[r.value(out).index] = args[0]
         return out
 
 
@@ -105,8 +103,9 @@ class _Function(TorchFunctionMode):
             for d, n in enumerate(args[0].shape):
                 product = Size(int(n), Extent(r.value(args[0]).index, d), r.escape) * product
             return product
-        outer = r.api, r.sizes, r.place
+        outer = r.api, r.sizes, r.place, r.nth, r.turn
         r.api, r.sizes, r.place = name, tuple(_ints((args, kwargs), [])), r.here()
+        r.nth, r.turn = r.count(func, name)
         if name in _READS:
             v = r.value(args[0])
             r.calls.append(Call("secateur::read", {"self": v}, (v,), (), r.place, name, (), False))
@@ -114,16 +113,35 @@ class _Function(TorchFunctionMode):
             other = args[1] if len(args) > 1 else kwargs["other"]
             r.sizes = tuple(self.sized(other, other.shape, ()))
         if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
-            query = r.value(args[0] if args else kwargs["query"])  # its default scale is 1/sqrt(head dim), in C++
-            r.escapes.append((Extent(query.index, query.ndim - 1), r.place))
+            query = r.value(args[0] if args else kwargs["query"])
+            r.write("secateur::default_scale", {"query": query}, [query], (), pointwise=False)
         if name.strip("_") in _ARITHMETIC:
             for size in r.sizes:
                 if isinstance(size, Size):
                     r.escapes.append((size.source, r.place))
         try:
+            if name in WHOLES:
+                return self.whole(name, func, args, kwargs)
             return func(*args, **kwargs) if self.fakes is None else call(r, self.fakes, func, args, kwargs)
         finally:
-            r.api, r.sizes, r.place = outer
+            r.api, r.sizes, r.place, r.nth, r.turn = outer
+
+    def whole(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Write down a torch function as one call."""
+        r = self.recorder
+        inputs: list[Value] = []
+        bound = {key: r.enter(given, inputs) for key, given in WHOLES[name](*args, **kwargs).items()}
+        bound["owner"] = r.kinds.get(r.stack[-1])
+        args, kwargs = tree_map(lambda a: plain(a) if isinstance(a, Size) else a, (args, kwargs))
+        if r.silent:
+            return func(*args, **kwargs)
+        r.silent = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            r.silent = False
+        r.write(f"secateur::{name}", bound, inputs, out, pointwise=False)
+        return out
 
     def sized(self, tensor: Tensor, result: Any, asked: tuple[Any, ...]) -> Any:
         r, index = self.recorder, self.recorder.value(tensor).index
@@ -155,14 +173,17 @@ def _ints(items: Iterable[Any], found: list[int]) -> list[int]:
 def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, int]]:
     """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
     modules = dict(model.named_modules())
+    recorder.kinds = {name: type(module) for name, module in modules.items()}
     names = {id(m): n for n, m in modules.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
 
     def enter(module: nn.Module, args: Any) -> None:
         recorder.stack.append(names.get(id(module), recorder.stack[-1]))
+        recorder.counts.append(Counter())
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         recorder.stack.pop()
+        recorder.counts.pop()
 
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
@@ -173,6 +194,7 @@ def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, 
                 module.__dict__["training"] = False
             yield attributes
     finally:
+        forget(modules.values())
         before.remove()
         after.remove()
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -196,8 +218,14 @@ def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: Recorder)
     fakes = [
         fake_of(mode, e) if isinstance(e, Tensor) else tree_map(functools.partial(fake_of, mode), e) for e in examples
     ]
-    with mode:
-        return _run(model, fakes, recorder, mode)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what has no fake kernel is recorded on real tensors next
+    try:
+        with mode:
+            return _run(model, fakes, recorder, mode)
+    finally:
+        logger.setLevel(level)
 
 
 def _on_tensors(model: nn.Module, examples: Sequence[Example], recorder: Recorder) -> list[Value]:
@@ -216,6 +244,7 @@ def _run(
 ) -> list[Value]:
     outputs: list[Value] = []
     for example in examples:
+        recorder.counts = [Counter()]
         with _Dispatch(recorder, fakes), _Function(recorder, fakes):
             out = run(model, example)
         outputs += [recorder.value(t) for t in tensors_of(out)]
@@ -243,6 +272,7 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
         parameters=frozenset(parameters),
         floating=frozenset(n for n, v in tensors.items() if not v.integral),
         constants={n: np.asarray(t.detach().cpu().numpy()) for n, t in integers.items()},
+        literals={i: np.asarray(t.detach().cpu().numpy()) for i, t in recorder.literals.items()},
         itemsize={n: t.element_size() for n, t in named.items()},
         outputs=tuple(outputs),
         escapes=tuple(recorder.escapes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ class Call:
     api: str
     sizes: tuple[int, ...]
     pointwise: bool
+    nth: int | None = None  # how many calls of the same torch function the module's forward made before
+    turn: int | None = None  # how many the whole pass made before
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -89,6 +91,7 @@ class Graph:
         calls: in order. shapes: of every value, by its index.
         tensors: parameter or buffer name -> value; names of one shared tensor share a value.
         floating: names whose entries are floats. constants: entries of the integer buffers, by name.
+        literals: integer tensors that the code wrote out, by the index of their value.
         outputs: what the model returned. escapes: sizes that became numbers in arithmetic, and where.
         fake: recorded on fake tensors. attributes: value of every int attribute an expression reads.
     """
@@ -104,3 +107,4 @@ class Graph:
     escapes: tuple[tuple[Expression, Place], ...]
     attributes: dict[Attribute, int]
     fake: bool
+    literals: dict[int, Ints] = field(default_factory=dict)

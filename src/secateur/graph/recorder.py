@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.graph.recorded import NOWHERE, Call, Place, Value
+from secateur.graph.resize import NAMES, STATISTICS
 from secateur.graph.sizes import Expression
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -31,6 +33,13 @@ class Recorder:
     alive: list[Tensor] = field(default_factory=list)  # ids are reused otherwise
     escapes: list[tuple[Expression, Place]] = field(default_factory=list)
     stack: list[str] = field(default_factory=lambda: [""])
+    kinds: dict[str, type] = field(default_factory=dict)  # module path -> its class
+    literals: dict[int, Any] = field(default_factory=dict)  # integer tensors that the code wrote out
+    silent: bool = False  # inside of a torch function that is written down whole
+    counts: list[Counter[str]] = field(default_factory=lambda: [Counter()])  # by module on the stack, of `RESIZED`
+    turns: Counter[str] = field(default_factory=Counter)  # of `STATISTICS`, in the whole pass
+    nth: int | None = None
+    turn: int | None = None
     api: str = ""
     sizes: tuple[int, ...] = ()
     place: Place = NOWHERE
@@ -44,6 +53,23 @@ class Recorder:
             known = self.fresh(tuple(tensor.shape), weight, integral)
             self.holds(tensor, known)
         return known
+
+    def enter(self, item: Any, inputs: list[Value]) -> Any:
+        """An argument with values in the place of tensors, which are gathered in ``inputs``."""
+        if isinstance(item, Tensor):
+            inputs.append(self.value(item))
+            return inputs[-1]
+        if isinstance(item, (list, tuple)):
+            return [self.enter(x, inputs) for x in item]
+        return item
+
+    def write(self, op: str, bound: dict[str, Any], inputs: list[Value], out: Any, pointwise: bool) -> None:
+        """Write down a call and what came out of it."""
+        made = out if isinstance(out, (tuple, list)) else (out,)
+        weight = bool(inputs) and all(v.weight for v in inputs)
+        outs = tuple(self.value(t, weight) if isinstance(t, Tensor) else None for t in made)
+        about = self.place, self.api, self.sizes, pointwise, self.nth, self.turn
+        self.calls.append(Call(op, bound, tuple(inputs), outs, *about))
 
     def fresh(self, shape: tuple[int, ...], weight: bool, integral: bool) -> Value:
         """A value that no tensor holds yet."""
@@ -61,6 +87,18 @@ class Recorder:
         while frame and _is_library(frame.f_code.co_filename):
             frame = frame.f_back
         return Place(self.stack[-1], frame.f_code.co_filename, frame.f_lineno) if frame else NOWHERE
+
+    def count(self, func: Any, name: str) -> tuple[int | None, int | None]:
+        """The number of this call among those of its function: in the innermost module's forward, and in all."""
+        nth = turn = None
+        if func in NAMES:
+            nth = self.counts[-1][name]
+            for counter in self.counts:
+                counter[name] += 1
+        if name in STATISTICS:
+            turn = self.turns[name]
+            self.turns[name] += 1
+        return nth, turn
 
     def escape(self, source: Expression) -> None:
         """A size became a number."""

@@ -6,12 +6,16 @@ import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from secateur.graph.axes import COMPARISONS, Axes, Expected
 from secateur.graph.sizes import Arithmetic, Attribute, Expression, Extent, evaluate, leaves
 from secateur.types import Bools, Ints
+
+Sizes: TypeAlias = dict[tuple[str, str, int, int], tuple[int, int]]
+"""(module, torch function, which call, which int) -> (what the code passes after the cut, what it must be)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,53 +100,79 @@ class Repairs:
         depends[self._roots] = True
         return depends
 
-    def check(self, removed: Bools) -> tuple[dict[Attribute, int], list[str]]:
-        """New values of the attributes for a cut (bool by root), and the sizes that cannot be met."""
+    def check(self, removed: Bools) -> tuple[dict[Attribute, int], Sizes, list[str]]:
+        """New values of the attributes for a cut (bool by root), sizes to replace, and what cannot be met.
+
+        Attributes follow where all of their uses can; sizes that can be replaced where they are passed on do so.
+        """
         if not len(self._roots):
-            return {}, []
+            return {}, {}, []
         gone = np.add.reduceat(removed[self._roots].astype(np.int64), self._starts)
         kept = [*(self._lengths - gone).tolist(), 0]  # the last: no axis
         of, axis = self._readers
         touched = set(of[np.append(gone > 0, False)[axis]].tolist())
-        new: dict[Attribute, int] = {}
+        found = self._try(kept, touched, follow=True)
+        if found[2]:
+            other = self._try(kept, touched, follow=False)
+            found = found if other[2] else other
+        return found
+
+    def _try(self, kept: list[int], touched: set[int], follow: bool) -> tuple[dict[Attribute, int], Sizes, list[str]]:
+        """``follow``: attributes take part although every size that they set could be replaced."""
         bad: list[str] = []
-
-        def count(i: int) -> int:
-            return int(kept[self._own[i]] + self.expected[i].constant)
-
-        for i in sorted(touched):
-            self._assign(self.expected[i], count(i), new, bad)
-        for attribute in [a for a, n in new.items() if n != self.attributes[a]]:
-            for i in self._users[attribute]:
-                if i not in touched:
-                    touched.add(i)
-                    self._assign(self.expected[i], count(i), new, bad)
+        new = self._attributes(kept, touched, follow, bad)
+        changed = {a: n for a, n in new.items() if n != self.attributes[a]}
+        sizes: dict[tuple[str, str, int, int], tuple[int, int]] = {}
 
         def read(leaf: Attribute | Extent) -> int:
             if isinstance(leaf, Attribute):
                 return new.get(leaf, self.attributes[leaf])
             return kept[self._axis_of[leaf]] if leaf in self._axis_of else self._fixed[leaf]
 
-        for i in sorted(touched):
-            e = self.expected[i]
+        for i in sorted(touched.union(*(self._users[a] for a in changed))):
+            e, wanted = self.expected[i], self._count(kept, i)
             try:
                 got = evaluate(e.source, read)
             except ZeroDivisionError:
-                got = -1
-            if got != count(i) and _compares(e.source):
+                bad.append(f"the size {_words(e.source)} in {e.api} would divide by nothing, {_at(e)}")
+                continue
+            if wanted < 1 and e.ids.size:
+                bad.append(f"the size {_words(e.source)} in {e.api} would become nothing, {_at(e)}")
+            elif got != wanted and e.slot and any(leaf in self._fixed for leaf in leaves(e.source)):
+                bad.append(f"the size {_words(e.source)} in {e.api} depends on the input too, {_at(e)}")
+            elif e.slot:
+                before = sizes.setdefault((e.place.module, *e.slot), (got, wanted))
+                if before != (got, wanted):
+                    bad.append(f"the size {_words(e.source)} in {e.api} is one for {before[1]} and {wanted}, {_at(e)}")
+            elif got != wanted and _compares(e.source):
                 bad.append(f"{_words(e.source)} would come out otherwise, {_at(e)}")
-            elif got != count(i):
-                bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {count(i)}, {_at(e)}")
-        return {a: n for a, n in new.items() if n != self.attributes[a]}, bad
+            elif got != wanted:
+                bad.append(f"the size {_words(e.source)} in {e.api} would be {got} and must be {wanted}, {_at(e)}")
+        return changed, {slot: (got, wanted) for slot, (got, wanted) in sizes.items() if got != wanted}, bad
 
-    def _assign(self, e: Expected, count: int, new: dict[Attribute, int], bad: list[str]) -> None:
-        """A size that is an attribute alone says what the attribute must be."""
-        if not isinstance(e.source, Attribute):
-            return
-        if new.setdefault(e.source, count) != count:
-            bad.append(f"{e.source} is one number for two sizes, {new[e.source]} and {count}, {_at(e)}")
-        elif count != self.attributes[e.source] and e.source in self._as_number:
-            bad.append(f"{e.source} is used as a number in arithmetic, {_at(e)}")
+    def _count(self, kept: list[int], i: int) -> int:
+        return int(kept[self._own[i]] + self.expected[i].constant)
+
+    def _attributes(self, kept: list[int], touched: set[int], follow: bool, bad: list[str]) -> dict[Attribute, int]:
+        """What each attribute must be: a size that is an attribute alone says so."""
+        new: dict[Attribute, int] = {}
+        for i in sorted(touched):
+            a = self.expected[i].source
+            if not isinstance(a, Attribute) or a in new:
+                continue
+            own = [j for j in self._users[a] if self.expected[j].source == a]
+            must = {self._count(kept, j): j for j in own if not self.expected[j].slot}
+            if a in self._as_number:
+                must.setdefault(self.attributes[a], i)
+            if len(must) > 1:
+                one, two, *_ = must
+                why = "is used as a number in arithmetic" if a in self._as_number else f"is one for {one} and {two}"
+                bad.append(f"{a} {why}, {_at(self.expected[must[two]])}")
+            if must:
+                new[a] = next(iter(must))
+            elif follow:
+                new[a] = self._count(kept, i)
+        return new
 
 
 def _compares(source: Expression) -> bool:

@@ -146,7 +146,7 @@ def _read(script: Script, r: Recorder, mode: FakeTensorMode, tensors: list[Tenso
                 shape, integral = next(made)
                 values.append(r.fresh(shape, weight, integral))
         outs = tuple([None if i is None else values[i] for i in step.outs])
-        r.calls.append(Call(step.op, args, tuple(reads), outs, r.place, r.api, r.sizes, step.pointwise))
+        r.calls.append(Call(step.op, args, tuple(reads), outs, r.place, r.api, r.sizes, step.pointwise, r.nth, r.turn))
     out = []
     for i, shell in script.results:
         if shell is None:

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from secateur.types import Setting
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -115,6 +117,13 @@ def _escapes(op: str) -> Callable[..., Any]:
     return apply
 
 
+def _power(self: Size, other: Any, *modulus: Any) -> Any:
+    if isinstance(other, int) and other >= 0 and not modulus:
+        return _keeps("__pow__")(self, other)
+    self.escape(self.source)
+    return pow(plain(self), plain(other) if isinstance(other, int) else other, *modulus)
+
+
 def _compares(op: str) -> Callable[[Size, Any], Any]:
     of_int = getattr(int, op)
 
@@ -129,8 +138,9 @@ def _compares(op: str) -> Callable[[Size, Any], Any]:
 
 for _op in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod"):
     setattr(Size, f"__{_op}__", _keeps(f"__{_op}__"))
-for _op in ("truediv", "rtruediv", "pow"):
+for _op in ("truediv", "rtruediv"):
     setattr(Size, f"__{_op}__", _escapes(f"__{_op}__"))
+setattr(Size, "__pow__", _power)  # noqa: B010
 for _op in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Size, f"__{_op}__", _compares(f"__{_op}__"))
 
@@ -181,7 +191,10 @@ def remembering(
     try:
         for name, module in modules.items():
             own = vars(module)
+            if type(module) is nn.MultiheadAttention:  # once cut it runs other code (multihead.py)
+                continue
             before += [(holder, dict(holder)) for holder in (own, own["_parameters"], own["_buffers"])]
+            before += [(v, dict(v)) for v in own.values() if type(v) in (dict, OrderedDict)]  # caches, hooks
             for key, config in _tag(own, name, "", escape, known):
                 if id(config) not in seen:
                     seen.add(id(config))
@@ -190,6 +203,9 @@ def remembering(
         yield known
     finally:
         for holder, saved in before:
+            for value in holder.values():
+                if hasattr(value, "cache_clear") and hasattr(value, "__wrapped__"):  # functools.cache of a method
+                    value.cache_clear()
             holder.clear()
             holder.update(saved)
 
@@ -222,16 +238,16 @@ def _tag(
     return configs
 
 
-def read_attribute(model: nn.Module, at: Attribute) -> int:
-    """Value of an attribute now."""
+def read_attribute(model: nn.Module, at: Attribute) -> Setting:
+    """Value of an attribute now; a tuple for a list or tuple."""
     value: Any = model.get_submodule(at.module)
     for step in at.path.split("."):
         value = value[int(step)] if step.isdigit() else getattr(value, step)
-    return int(value)
+    return tuple(value) if isinstance(value, (list, tuple)) else int(value)
 
 
-def write_attribute(model: nn.Module, at: Attribute, value: int) -> None:
-    """Set an attribute; an element of a tuple replaces the tuple."""
+def write_attribute(model: nn.Module, at: Attribute, value: Setting) -> None:
+    """Set an attribute; an element of a tuple replaces the tuple, and a list stays one."""
     holder: Any = model.get_submodule(at.module)
     *way, last = at.path.split(".")
     if last.isdigit():
@@ -243,4 +259,4 @@ def write_attribute(model: nn.Module, at: Attribute, value: int) -> None:
     else:
         for step in way:
             holder = getattr(holder, step)
-        vars(holder)[last] = value
+        vars(holder)[last] = type(vars(holder)[last])(value) if isinstance(value, tuple) else value

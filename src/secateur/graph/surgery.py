@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from secateur.errors import PlanError
+from secateur.graph.dropping import by_container, bypass_, drop_, original, renamed
+from secateur.graph.multihead import narrow_
+from secateur.graph.resize import Slot, resize_
 from secateur.graph.sizes import Attribute, read_attribute, write_attribute
 from secateur.types import Bools, Plan
 
@@ -20,6 +26,8 @@ _SAID: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.modules.batchnorm._NormBase: {"num_features": ("weight", 0)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
     nn.PReLU: {"num_parameters": ("weight", 0)},
+    nn.RNNBase: {"input_size": ("weight_ih_l0", 1), "proj_size": ("weight_hr_l0", 0)},
+    nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
 }
 
 
@@ -27,7 +35,8 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     """A new, physically smaller model of the same class; the given one is untouched.
 
     Parameters keep names, dtype, device and ``requires_grad``; shared ones stay shared; buffers are cut too; int
-    attributes that sizes in the code are made of are set to the new sizes. Peak memory: both models.
+    attributes that sizes in the code are made of are set to the new sizes. Layers that go whole are taken out of their
+    lists last, and what is behind them in the list is renumbered. Peak memory: both models.
 
     Raises:
         PlanError: the plan was made for another architecture; nothing is changed.
@@ -45,9 +54,24 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     for name, old in _tensors(model).items():
         if id(old) not in memo:
             memo[id(old)] = _like(old, _cut(plan, name, old.detach()).clone())
-    small = copy.deepcopy(model, memo)
+    small = duplicate(model, memo)
     _finish(plan, small)
     return small
+
+
+def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, also of models that keep tensors with a history or methods that remember their results."""
+    memo = {} if memo is None else memo
+    for part in model.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    twin = copy.deepcopy(model, memo)
+    for part in twin.modules():
+        stale = [k for k, v in vars(part).items() if hasattr(v, "cache_clear") and hasattr(v, "__wrapped__")]
+        for name in stale:  # the copy is still bound to the original
+            delattr(part, name)
+    return twin
 
 
 def apply_(plan: Plan, model: nn.Module) -> nn.Module:
@@ -69,17 +93,36 @@ def apply_(plan: Plan, model: nn.Module) -> nn.Module:
 
 
 def masked(plan: Plan, model: nn.Module) -> nn.Module:
-    """A copy of the model at full size in which everything that the plan removes is zero: the oracle of `apply`."""
+    """A copy of the model at full size in which everything that the plan removes is zero: the oracle of `apply`.
+
+    Layers that go whole hand their first tensor on, by hooks; what else they return is what they return.
+    """
     _check(plan, model)
-    zeroed = copy.deepcopy(model)
-    named = _tensors(zeroed)
+    zeroed = duplicate(model)
+    named, directions = _tensors(zeroed), _directions(zeroed)
     with torch.no_grad():
         for (name, dim), keep in plan.axes.items():
             tensor = named[name]
+            if (name, dim) in directions:
+                continue
             if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
                 gone = torch.from_numpy(np.nonzero(~keep)[0]).to(tensor.device)
                 tensor.index_fill_(dim, gone, 0)
+    bypass_(zeroed, plan.layers)
     return zeroed
+
+
+def _directions(model: nn.Module) -> set[tuple[str, int]]:
+    """Rows of weight-normed weights, ``g * v / |v|``: zeroed in g alone, as zero in v has no direction."""
+    found = set()
+    for path, part in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(part, parametrize.ParametrizationList) and isinstance(part[0], _WeightNorm):
+            found.add((f"{prefix}original1", part[0].dim))
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                found.add((f"{prefix}{hook.name}_v", hook.dim))
+    return found
 
 
 def apply_to_optimizer_(plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module) -> None:
@@ -87,20 +130,26 @@ def apply_to_optimizer_(plan: Plan, optimizer: torch.optim.Optimizer, model: nn.
 
     Args:
         plan: what was cut. optimizer: over parameters of ``model``; changed in place.
-        model: what it was built on. small: ``apply(plan, model)``, or ``model`` itself after ``apply_``.
+        model: what it was built on. small: ``apply(plan, model)``, or ``model`` itself after ``apply_``: then the
+            parameters of layers that went are unknown by now and stay with the optimizer, without gradients.
     """
-    old, new = dict(model.named_parameters()), dict(small.named_parameters())
-    names = {id(p): n for n, p in old.items()}
+    old, new = (dict(m.named_parameters(remove_duplicate=False)) for m in (model, small))
+    if model is small:
+        old = {original(n, plan.layers): p for n, p in old.items()}
+    names = {id(p): n for n, p in reversed(old.items())}
+    names |= {id(p): n for n, p in reversed(old.items()) if renamed(n, plan.layers) is not None}
+    carried = {i: new.get(renamed(n, plan.layers) or "") for i, n in names.items()}  # None goes
     sizes = {n: _size_before(plan, n, p.shape) if model is small else tuple(p.shape) for n, p in old.items()}
     for group in optimizer.param_groups:
-        group["params"] = [new[names[id(p)]] if id(p) in names else p for p in group["params"]]
+        group["params"] = [q for p in group["params"] if (q := carried.get(id(p), p)) is not None]
     for parameter in [p for p in list(optimizer.state) if id(p) in names]:
-        name = names[id(parameter)]
+        name, mine = names[id(parameter)], carried[id(parameter)]
         state = optimizer.state.pop(parameter)
-        optimizer.state[new[name]] = {
-            key: _cut(plan, name, v) if isinstance(v, Tensor) and tuple(v.shape) == sizes[name] else v
-            for key, v in state.items()
-        }
+        if mine is not None:
+            optimizer.state[mine] = {
+                key: _cut(plan, name, v) if isinstance(v, Tensor) and tuple(v.shape) == sizes[name] else v
+                for key, v in state.items()
+            }
 
 
 def _size_before(plan: Plan, name: str, shape: torch.Size) -> tuple[int, ...]:
@@ -126,6 +175,11 @@ def _check(plan: Plan, model: nn.Module) -> None:
                 f"the plan cuts dim {dim} of {name!r} from {len(keep)} positions, but its shape is {shape}: "
                 "was the model cut already, or is it another architecture?"
             )
+    for module, *_ in plan.sizes:
+        try:
+            model.get_submodule(module)
+        except AttributeError as error:
+            raise PlanError(f"the plan resizes {module}, which is not in this model: another architecture?") from error
     for (module, path), (old, _) in plan.attributes.items():
         try:
             found = read_attribute(model, Attribute(module, path))
@@ -133,6 +187,17 @@ def _check(plan: Plan, model: nn.Module) -> None:
             raise PlanError(f"the plan sets {module}.{path}, which this model does not have ({error})") from error
         if found != old:
             raise PlanError(f"the plan changes {module}.{path} from {old}, but it is {found}: another configuration?")
+    for path, gone in by_container(plan.layers).items():
+        try:
+            container = model.get_submodule(path)
+        except AttributeError as error:
+            raise PlanError(f"the plan drops layers of {path}, which is not in this model ({error})") from error
+        there = container._modules.keys() if isinstance(container, (nn.ModuleList, nn.Sequential)) else set()
+        if not gone < there:
+            raise PlanError(
+                f"the plan drops {sorted(gone)} of {path or 'the model'}, which holds {list(there)}: "
+                "was the model cut already, or is it another architecture?"
+            )
 
 
 def _cut(plan: Plan, name: str, tensor: Tensor) -> Tensor:
@@ -155,9 +220,25 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     return made
 
 
+def _narrow(plan: Plan, model: nn.Module) -> None:
+    """Attentions of torch's own that lost something run with what is left."""
+    for path, part in model.named_modules():
+        if type(part) is nn.MultiheadAttention:
+            prefix = f"{path}." if path else ""
+            cut = {(n.removeprefix(prefix), d): keep for (n, d), keep in plan.axes.items() if n.startswith(prefix)}
+            if cut:
+                narrow_(part, cut)
+
+
 def _finish(plan: Plan, model: nn.Module) -> None:
     for (module, path), (_, value) in plan.attributes.items():
         write_attribute(model, Attribute(module, path), value)
+    _narrow(plan, model)
+    sizes: dict[str, dict[Slot, tuple[int, int]]] = {}
+    for (module, *slot), change in plan.sizes.items():
+        sizes.setdefault(module, {})[tuple(slot)] = change  # type: ignore[index]
+    for module, changes in sizes.items():
+        resize_(model.get_submodule(module), changes)
     for part in model.modules():
         for kind, said in _SAID.items():
             if isinstance(part, kind):
@@ -167,6 +248,9 @@ def _finish(plan: Plan, model: nn.Module) -> None:
                         tensor = getattr(part, "running_mean", None)
                     if isinstance(tensor, Tensor) and hasattr(part, attribute):
                         setattr(part, attribute, tensor.shape[dim])
+        if isinstance(part, nn.RNNBase):
+            rows = dict(part.named_parameters())["weight_hh_l0"].shape[0]
+            part.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(part.mode, 1)
         if isinstance(part, nn.modules.conv._ConvNd):
             inner, outer = part.weight.shape[1], part.weight.shape[0]
             if part.transposed:
@@ -174,3 +258,4 @@ def _finish(plan: Plan, model: nn.Module) -> None:
                 part.in_channels, part.out_channels = inner, outer * part.groups
             else:
                 part.in_channels, part.out_channels = inner * part.groups, outer
+    drop_(model, plan.layers)

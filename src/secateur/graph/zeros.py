@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.recorded import Call, Value
+from secateur.graph.rules._table import dims_of
 
 Flags: TypeAlias = list[bool]
 """By dim: whether the value is zero at every removed position of it; True where nothing can be removed."""
@@ -37,10 +38,10 @@ _KEEPS = _VIEWS | frozenset(
         "mkldnn_max_pool2d upsample_nearest1d upsample_linear1d upsample_nearest2d upsample_bilinear2d "
         "upsample_bicubic2d upsample_nearest3d upsample_trilinear3d reflection_pad1d reflection_pad2d "
         "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
-        "im2col col2im glu"
+        "im2col col2im glu _fft_r2c _fft_c2r _fft_c2c _pack_padded_sequence"
     ).split()
 )
-_SUMS = frozenset(("add sub rsub lerp where maximum minimum copy copy_").split())
+_SUMS = frozenset(("complex index_add scatter_add add sub rsub lerp where maximum minimum copy copy_").split())
 _PRODUCTS = frozenset(["mul", "logical_and", "bitwise_and", "div", "true_divide"])
 _CHANNEL_NORMS = frozenset(
     (
@@ -49,6 +50,8 @@ _CHANNEL_NORMS = frozenset(
     ).split()
 )
 _LAYER_NORMS = frozenset(["native_layer_norm", "_fused_rms_norm", "rms_norm"])
+_RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
+_ZEROS = frozenset(("zeros", "new_zeros"))
 _WEIGHTED = frozenset(("linear convolution _convolution cudnn_convolution mkldnn_convolution conv2d").split())
 
 
@@ -70,6 +73,22 @@ class Zeros:
         known = self._flags.get(value.index)
         return [a is None or (not spoilt and known is not None and known[d]) for d, a in enumerate(ids)]
 
+    def _reduces(self, op: str, call: Call) -> None:
+        """A sum or a norm over an axis: what is removed of it must be zero."""
+        if op not in ("sum", "nansum", "linalg_vector_norm", "norm") or not call.inputs:
+            return
+        source = call.inputs[0]
+        flags, ids = self(source), self.axes[source]
+        order = call.args.get("ord", call.args.get("p", 2))
+        for d in dims_of(call.args.get("dim"), source.ndim):
+            if not flags[d] or (order is not None and (not isinstance(order, (int, float)) or order <= 0)):
+                self.axes.pin(f"is reduced over by {op} where it is not zero after a cut", ids[d])
+
+    def _recurrent(self, call: Call, out: Value) -> Flags:
+        """Zero where the weights are, from a state that is zero there: every activation has f(0) = 0 for its value."""
+        states = call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
+        return [*[False] * (out.ndim - 1), all(self(s)[-1] for s in states)]
+
     def follow(self, call: Call) -> None:
         """Work out the outputs of a call, and pin what it may not sum over."""
         tracked = [v for v in call.outs if v is not None and any(a is not None for a in self.axes[v])]
@@ -77,7 +96,9 @@ class Zeros:
         if not tracked:
             if op in _CONTRACTIONS:
                 _CONTRACTIONS[op](self, call)  # it may sum over a cut axis all the same
+            self._reduces(op, call)
             return
+        self._reduces(op, call)
         first = call.inputs[0] if call.inputs else None
         in_place = op.endswith("_") and op not in _VIEWS
         for out in tracked:
@@ -96,6 +117,16 @@ class Zeros:
         if op in _CONTRACTIONS:
             found: Flags = _CONTRACTIONS[op](self, call)
             return found
+        if op.removeprefix("secateur::").removesuffix("_cell") in _RECURRENT:
+            return self._recurrent(call, out)
+        if op in _ZEROS:
+            return [True] * out.ndim
+        if op == "secateur::_pad_packed_sequence" and call["padding_value"] == 0:
+            return [*[False] * (out.ndim - 1), self(call["data"])[-1]]
+        if op == "secateur::_weight_norm":
+            return self(call["v"])
+        if op == "secateur::multi_head_attention_forward":
+            return [*[False] * (out.ndim - 1), out.index == call.out.index]
         tensors = call.inputs
         if op in _KEEPS:
             return self._moved(tensors[0], out, op)
@@ -110,6 +141,10 @@ class Zeros:
             return self._channel_norm(call, out)
         if op in _LAYER_NORMS:
             return self._layer_norm(call, out)
+        if op == "polar":
+            return self._elementwise(tensors[:1], out, any)
+        if op.startswith("_embedding_bag"):
+            return [False] * (out.ndim - 1) + [self(call["weight"])[1]]
         if op == "embedding":
             return [*[False] * (out.ndim - 1), self(call["weight"])[1]]
         return self._moved(tensors[0], out) if _keeps_zero(op, call) else [False] * out.ndim
@@ -146,7 +181,7 @@ class Zeros:
 
     def _channel_norm(self, call: Call, out: Value) -> Flags:
         affine = self._affine(call)
-        flags = [False] * out.ndim
+        flags = [bool(call.args.get("training"))] * out.ndim  # statistics over what is kept: the rest comes out as zero
         if out.ndim > 1:
             flags[1] = self(call["input"])[1] if affine is None else affine
         return flags

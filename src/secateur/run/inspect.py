@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +18,17 @@ from secateur.calling import run
 from secateur.errors import DataError
 from secateur.export.prepare import first_line, snapshot
 from secateur.graph.couple import Groups
+from secateur.graph.coverage import Coverage
 from secateur.types import Example
 
 
 def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any]:
     """The facts of `secateur inspect`, as plain data.
 
-    ``params`` and ``macs`` of a group are what one of its units costs: what goes when all but one are cut,
-    shared evenly. A layer's MACs are counted by torch while the model runs on the example once.
+    ``coverage`` says how many parameters some unit takes with it, by kind of unit (an entry between two widths counts
+    under both), and what keeps each of the others whole. ``params`` and ``macs`` of a group are what one of its units
+    costs: what goes when all but one are cut, shared evenly. A layer's MACs are counted by torch while the model runs
+    on the example once.
 
     Raises:
         DataError: the model does not run on the example.
@@ -36,6 +40,8 @@ def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any
         >>> found = inspect(net, sc.couple(sc.trace(net, x)), x)
         >>> found["params"], found["macs"], found["groups"][0]["params_per_unit"]
         (58, 48, 7.0)
+        >>> found["coverage"]["by_kind"], found["coverage"]["whole"][0]["reason"]
+        ({'neuron': 56}, 'is an output of the model')
     """
     full = groups.all_kept()
     params, macs = groups.params(full), groups.macs(full)
@@ -45,9 +51,20 @@ def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any
         "macs": macs,
         "nbytes": groups.nbytes(full),
         "groups": [_group(groups, g.name, params, macs) for g in groups],
+        "coverage": _coverage(groups.coverage()),
         "frozen": [dataclasses.asdict(f) for f in groups.frozen],
         "unknown": list(groups.unknown),
         "layers": _layers(model, example),
+    }
+
+
+def _coverage(found: Coverage) -> dict[str, Any]:
+    return {
+        "params": found.params,
+        "prunable": found.prunable,
+        "share": found.share,
+        "by_kind": dict(found.by_kind),
+        "whole": [dataclasses.asdict(w) for w in found.whole],
     }
 
 
@@ -88,7 +105,7 @@ def _layers(model: nn.Module, example: Example) -> list[dict[str, Any]]:
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for a terminal: groups, what is frozen, layers."""
+    """The same for a terminal: how much can be cut, groups, what is frozen, layers."""
     groups = Table("can be cut", "kind", "units", "parameters a unit", "MACs a unit", title="Groups")
     for g in found["groups"]:
         numbers = (f"{g['units']:,}", f"{g['params_per_unit']:,.0f}", f"{g['macs_per_unit']:,.0f}")
@@ -99,7 +116,30 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     layers = Table("layer", "type", "parameters", "MACs", title="Cost by layer")
     for row in found["layers"]:
         layers.add_row(*map(Text, (row["name"] or "(model)", row["type"], f"{row['params']:,}", f"{row['macs']:,}")))
-    for table, right in ((groups, (2, 3, 4)), (frozen, (1, 2)), (layers, (2, 3))):
+    coverage = _coverage_table(found["coverage"])
+    for table, right in ((coverage, (0, 1)), (groups, (2, 3, 4)), (frozen, (1, 2)), (layers, (2, 3))):
         for i in right:
             table.columns[i].justify = "right"
-    return [groups, frozen, layers]
+    return [coverage, groups, frozen, layers]
+
+
+def _coverage_table(found: Mapping[str, Any]) -> Table:
+    """What some unit takes, by kind; what none does, by reason, the largest first."""
+    params = found["params"]
+    title = f"{found['prunable']:,} of {params:,} parameters ({found['share']:.1%}) can be cut"
+    caption = "a parameter between two widths counts under both" if len(found["by_kind"]) > 1 else None
+    table = Table("parameters", "of all", "go with, or stay because it", "where", title=title, caption=caption)
+
+    def row(entries: int, why: str, line: str) -> None:
+        share = f"{entries / params:.1%}" if params else ""
+        table.add_row(*map(Text, (f"{entries:,}", share, why, line)))
+
+    for kind, entries in sorted(found["by_kind"].items(), key=lambda item: -item[1]):
+        row(entries, f"{kind} units", "")
+    table.add_section()
+    reasons: Counter[tuple[str, str]] = Counter()
+    for whole in found["whole"]:
+        reasons[whole["reason"], whole["line"]] += whole["entries"]
+    for (reason, line), entries in reasons.most_common():
+        row(entries, reason, line)
+    return table

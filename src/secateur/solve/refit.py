@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError
+from secateur.graph.dropping import original
 from secateur.score.calibrate import checked, forward, quiet_eval, real, subsample
 from secateur.score.capture import Contraction, Watch, from_matrix, matrix, version
 from secateur.types import Batches, Example, Plan
@@ -68,7 +69,7 @@ def refit_(
     report: dict[str, tuple[float, float]] = {}
     with quiet_eval(small, dense), torch.no_grad():
         order = _consumers(small, plan, data[0])
-        targets = _Targets.of(dense, data, [c.weight for c in order], memory)
+        targets = _Targets.of(dense, data, [original(c.weight, plan.layers) for c in order], memory)
         for i, c in enumerate(order):
             before, after = _refit_one_(small, targets, plan, c, damping)
             report[c.weight] = (before, after)
@@ -83,7 +84,7 @@ def _consumers(small: nn.Module, plan: Plan, example: Example) -> list[Contracti
     uses: dict[str, list[Contraction]] = {}
 
     def seen(c: Contraction) -> None:
-        if (c.weight, c.in_dim) in plan.axes:
+        if (original(c.weight, plan.layers), c.in_dim) in plan.axes:
             uses.setdefault(c.weight, []).append(c)
 
     with Watch(small, seen):
@@ -181,9 +182,10 @@ def _refit_one_(
     old = matrix(weight.detach(), use.in_dim).double()
     if bias is not None:
         old = torch.cat([old, bias.detach().double()[:, None]], 1)
-    rows = plan.axes.get((use.weight, 1 - use.in_dim))
+    theirs = original(use.weight, plan.layers)
+    rows = plan.axes.get((theirs, 1 - use.in_dim))
     keep = None if rows is None else torch.from_numpy(rows).to(weight.device)
-    sums = _gather(small, targets, use.weight, keep, old, bias is not None)
+    sums = _gather(small, targets, (use.weight, theirs), keep, old, bias is not None)
     inner = old.shape[1] - (bias is not None)
     ridge = damping * float(sums.gram.diagonal()[:inner].mean())
     penalty = torch.full((old.shape[1],), ridge + 1e-12, dtype=torch.float64, device=old.device)
@@ -203,16 +205,17 @@ def _refit_one_(
 def _gather(
     small: nn.Module,
     targets: _Targets,
-    weight: str,
+    names: tuple[str, str],
     keep: Tensor | None,
     old: Tensor,
     biased: bool,
 ) -> _Sums:
+    weight, theirs = names  # in the small model and in the dense one
     d, out = old.shape[1], old.shape[0]
     sums = _Sums(old.new_zeros(d, d), old.new_zeros(out, d))
     for number, example in enumerate(targets.data):
         mine, residual = observe(small, example, [weight], number)[weight]
-        rows, summed = targets(number, weight)
+        rows, summed = targets(number, theirs)
         target = _kept(rows, keep)
         if summed and residual is not None:
             target = target - real(mine.outputs(residual))

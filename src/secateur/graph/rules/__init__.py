@@ -18,7 +18,18 @@ from typing import Any, TypeAlias
 
 from secateur.graph.axes import Axes
 from secateur.graph.recorded import Call
-from secateur.graph.rules import attention, contraction, convolution, index, norm, pointwise, reduction, shape, space
+from secateur.graph.rules import (
+    attention,
+    contraction,
+    convolution,
+    index,
+    norm,
+    pointwise,
+    recurrent,
+    reduction,
+    shape,
+    space,
+)
 
 Rule: TypeAlias = Callable[[Axes, Call], Any]
 
@@ -33,6 +44,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **norm.RULES,
         **reduction.RULES,
         **attention.RULES,
+        **recurrent.RULES,
     }
 )
 

@@ -79,4 +79,47 @@ def linear(axes: Axes, call: Call) -> list[Axis]:
     return [*axes[x][:-1], out]
 
 
-RULES = table(("mm addmm", mm), ("bmm baddbmm", bmm), ("mv", mv), ("dot vdot", dot), ("linear", linear))
+def grouped(axes: Axes, call: Call) -> list[Axis]:
+    """(s, k) @ (e, k, n), each row with the matrix of its expert: rows are sorted by numbers that are computed."""
+    x, w = call.inputs[:2]
+    if x.ndim != 2 or w.ndim != 3:
+        raise ValueError(f"shapes {x.shape} and {w.shape}")
+    _contract(axes, x, 1, w, 1)
+    experts, k, n = axes[w]
+    axes.pin("is chosen by numbers that are computed", experts)
+    _weight_label(axes, w, n)
+    axes.count_macs(None, k, n, value=(x.shape[0], *w.shape[1:]))
+    if call.op == "aten::_grouped_mm":
+        for axis in (k, n):
+            axes.round("has rows of 16 bytes in a grouped product", axis, 8)
+    return [axes[x][0], n]
+
+
+def trilinear(axes: Axes, call: Call) -> list[Axis]:
+    """``nn.Bilinear``: (b, 1, i, 1) · (1, o, i, j) · (b, 1, 1, j), summed over some dims of what they expand to."""
+    ndim = len(call.out.shape) + len(call["sumdim"])
+    ids: list[list[Axis]] = []
+    for name, expand in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        mine = axes[call[name]]
+        for d in sorted(call[expand]):
+            mine.insert(d, None)
+        ids.append(mine)
+    out: list[Axis] = []
+    for d in range(ndim):
+        live = [i[d] for i, e in zip(ids, ("expand1", "expand2", "expand3"), strict=True) if d not in call[e]]
+        for other in live[1:]:
+            axes.tie(live[0], other, "is contracted with an axis that is not tracked")
+        out.append(live[0] if live else None)
+    w: Value = call["i2"]
+    if w.weight:
+        axes.label(axes[w][0], "neuron")
+        for axis in axes[w][1:]:
+            axes.label_input(axis)
+    return [a for d, a in enumerate(out) if d not in call["sumdim"]]
+
+
+RULES = {
+    **table(("_grouped_mm", grouped), ("_trilinear", trilinear)),
+    "transformers::grouped_mm_fallback": grouped,
+    **table(("mm addmm", mm), ("bmm baddbmm", bmm), ("mv", mv), ("dot vdot", dot), ("linear", linear)),
+}

@@ -40,12 +40,14 @@ def constant(axes: Axes, call: Call) -> list[Axis]:
     """A constant tensor: free where its size follows another, untracked where it is a literal."""
     out: list[Axis] = [None] * call.out.ndim
     n = call.out.ndim
-    sizes = call.sizes[:n] if call.api.startswith("new_") or call.api == "full" else call.sizes[-n:]
-    if len(sizes) == n:
-        for d, size in enumerate(sizes):
-            if isinstance(size, Size) and plain(size) == call.out.shape[d] > 1:
-                out[d] = axes.fresh(call.out.shape[d])
-                axes.expect(size, out[d], call)
+    last = min(n, len(call.sizes)) if call.api.startswith("new_") or call.api == "full" else len(call.sizes)
+    for d, at in zip(reversed(range(n)), reversed(range(last)), strict=False):
+        size = call.sizes[at]
+        if plain(size) != call.out.shape[d]:
+            break  # a tensor was given as a size
+        if plain(size) > 1 and (isinstance(size, Size) or call.nth is not None):
+            out[d] = axes.fresh(call.out.shape[d])
+            axes.expect(size, out[d], call, at)
     return out
 
 
@@ -64,7 +66,7 @@ RULES = table(
         "dequantize",
         same,
     ),
-    ("_prelu_kernel prelu where masked_fill masked_fill_ lerp addcmul addcdiv", elementwise),
+    ("_prelu_kernel prelu where masked_fill masked_fill_ polar complex lerp addcmul addcdiv", elementwise),
     ("tril tril_ triu triu_", triangle),
     ("native_dropout", same_all),
     ("copy_ copy", copy),

@@ -9,6 +9,8 @@ from secateur.graph.axes import Axes, Axis
 from secateur.graph.recorded import Call
 from secateur.graph.rules._table import dims_of, table
 
+_ZERO_ADDS_NOTHING = frozenset(("sum", "nansum", "linalg_vector_norm", "norm"))  # zeros.py sees to it that it is zero
+
 
 def reduce(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
     """The reduced dims stay, the others are free."""
@@ -16,8 +18,14 @@ def reduce(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
     ids = axes[source]
     gone = dims_of(call.args.get("dim"), source.ndim)
     name = call.op.split("::")[1]
-    axes.pin(f"is reduced over by {name}", *[ids[d] for d in gone])
-    if call.out.ndim == source.ndim:
+    if name not in _ZERO_ADDS_NOTHING:
+        axes.pin(f"is reduced over by {name}", *[ids[d] for d in gone])
+    return reduced(call, ids, gone)
+
+
+def reduced(call: Call, ids: list[Axis], gone: list[int]) -> list[Axis] | list[list[Axis]]:
+    """The ids that a reduction over some dims leaves."""
+    if call.out.ndim == len(ids):
         left: list[Axis] = [None if d in gone else a for d, a in enumerate(ids)]
     else:
         left = [a for d, a in enumerate(ids) if d not in gone]
@@ -33,6 +41,15 @@ def along(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
         axes.pin(f"is run along by {call.op.split('::')[1]}", ids[d])
         ids[d] = None
     return ids if len(call.outs) == 1 else [list(ids) for _ in call.outs]
+
+
+def transform(axes: Axes, call: Call) -> list[Axis]:
+    """A Fourier transform mixes the dims that it runs along."""
+    ids = axes[call["self"]]
+    for d in dims_of(call["dim"], len(ids)):
+        axes.pin("is mixed by a Fourier transform", ids[d])
+        ids[d] = None
+    return ids
 
 
 def _spatial(k: int) -> Callable[[Axes, Call], Any]:
@@ -62,12 +79,12 @@ def glu(axes: Axes, call: Call) -> list[Axis]:
 RULES = {
     **table(
         (
-            "mean sum amax amin var std argmax argmin max min any all prod logsumexp var_mean std_mean "
-            "linalg_vector_norm norm median nansum",
+            "sum argmax argmin any all prod logsumexp linalg_vector_norm norm median nansum",
             reduce,
         ),
         ("_softmax _log_softmax softmax _safe_softmax cumsum cumprod sort topk kthvalue logcumsumexp", along),
         ("glu", glu),
+        ("_fft_r2c _fft_c2r _fft_c2c", transform),
     ),
     **{
         f"aten::{name}": _spatial(k)

@@ -51,15 +51,14 @@ _RESHAPES = ("view", "reshape", "unflatten", "_unsafe_view", "view_as", "reshape
 
 def _expect_view(axes: Axes, call: Call, out: list[Axis]) -> None:
     """The sizes written in the code must follow the cut."""
-    sizes, n = list(call.sizes), len(out)
+    sizes, n, first = list(call.sizes), len(out), 0
     if call.api == "unflatten":
-        at = sizes.pop(0) % call["self"].ndim
+        at = plain(sizes.pop(0)) % call["self"].ndim
+        first = 1 - at
         sizes = [-1] * at + sizes + [-1] * (n - at - len(sizes))
     if call.api in _RESHAPES and len(sizes) == n:
-        for size, axis in zip(sizes, out, strict=True):
-            axes.expect(size, axis, call)
-    elif call.api == "multi_head_attention_forward" and call["self"].shape != call.out.shape:
-        axes.pin("reshaped inside nn.MultiheadAttention by sizes that cannot be followed", *out)
+        for d, (size, axis) in enumerate(zip(sizes, out, strict=True)):
+            axes.expect(size, axis, call, first + d)
 
 
 def permute(axes: Axes, call: Call) -> list[Axis]:
@@ -88,15 +87,16 @@ def expand(axes: Axes, call: Call) -> list[Axis]:
     given = call.api in ("expand", "expand_as", "broadcast_to") and len(call.sizes) == call.out.ndim
     sizes = list(call.sizes) if given else [-1] * call.out.ndim
     out: list[Axis] = []
-    for axis, before, after, size in zip(
-        [*[None] * lead, *axes[source]], [*[1] * lead, *source.shape], call.out.shape, sizes, strict=True
+    for d, (axis, before, after, size) in enumerate(
+        zip([*[None] * lead, *axes[source]], [*[1] * lead, *source.shape], call.out.shape, sizes, strict=True)
     ):
         if before == 1 < after:  # of a mask, as many copies as the code says; shared heads have the copies they have
-            free = isinstance(size, Size) and axes.may_follow(size) and not any(a is not None for a in axes[source])
+            free = given and isinstance(size, Size) and axes.may_follow(size)
+            free = free and not any(a is not None for a in axes[source])
             axis = axes.fresh(after) if free else None
         out.append(axis)
         if after > 1:
-            axes.expect(size, axis, call)
+            axes.expect(size, axis, call, d)
     return out
 
 
@@ -159,10 +159,10 @@ def split(axes: Axes, call: Call) -> list[list[Axis]]:
     if ids[d] is None:
         return outs
     by_size = call.api in ("split", "split_with_sizes", "unsafe_split", "tensor_split")
-    sizes = _split_sizes(call, [v.shape[d] for v in parts]) if by_size else []
-    if sizes:
-        for size, axis in zip(sizes, outs, strict=True):
-            axes.expect(size, axis[d], call)
+    sizes, first = _split_sizes(call, [v.shape[d] for v in parts]) if by_size else ([], 0)
+    one = len(outs) > 1 and all(s is sizes[0] for s in sizes)
+    for k, (size, axis) in enumerate(zip(sizes, outs, strict=False)):
+        axes.expect(size, axis[d], call, first if one else first + k)
     if len({v.shape[d] for v in parts}) == 1 and (
         not by_size or call.op.endswith("split.Tensor") or len(set(sizes)) <= 1
     ):
@@ -171,14 +171,14 @@ def split(axes: Axes, call: Call) -> list[list[Axis]]:
     return outs
 
 
-def _split_sizes(call: Call, found: list[int]) -> list[int]:
-    """The ints of the code that say how long each run is: one for all, or one each."""
+def _split_sizes(call: Call, found: list[int]) -> tuple[list[int], int]:
+    """The ints of the code that say how long each run is, one for all or one each, and where the first stands."""
     given = list(call.sizes)
     for start in range(len(given) - len(found) + 1):
         if [plain(s) for s in given[start : start + len(found)]] == found:
-            return given[start : start + len(found)]
-    one = [s for s in given if plain(s) == found[0]]
-    return [one[0]] * len(found) if one else []
+            return given[start : start + len(found)], start
+    one = [i for i, s in enumerate(given) if plain(s) == found[0]]
+    return ([given[one[0]]] * len(found), one[0]) if one else ([], 0)
 
 
 def slice_(axes: Axes, call: Call) -> list[Axis]:
@@ -193,12 +193,24 @@ def slice_(axes: Axes, call: Call) -> list[Axis]:
         min(max(k + n if k < 0 else k, 0), n) for k in (call["start"] or 0, n if call["end"] is None else call["end"])
     )
     ids[d] = axis[start : end : call["step"]]
-    if call["step"] != 1:
+    step = call["step"]
+    if step != 1 and (n % step or start >= step or end != n):
         axes.pin("is sliced with a step", axis)
+    elif step != 1:  # interleaved: so many neighbours go together
+        for k in range(1, step):
+            axes.tie(axis[::step], axis[k::step])
+        return ids
     for cut in {start, end} - {0}:
         _bound(axes, call, axis, cut)
     _whole_slices(axes, call)
     return ids
+
+
+def as_strided(axes: Axes, call: Call) -> list[Axis]:
+    """The same positions with other strides: pooling restores a memory format so."""
+    if call["self"].shape != call.out.shape:
+        raise ValueError("strides that pick other positions")
+    return axes[call["self"]]
 
 
 def alias(axes: Axes, call: Call) -> list[Axis]:
@@ -222,13 +234,17 @@ def _bound(axes: Axes, call: Call, axis: Ints, cut: int) -> None:
     """One end of a slice: a size that follows the positions before it, or one that may not change."""
     n = len(axis)
     tagged = {expression(s): s for s in call.sizes if isinstance(s, Size) and plain(s) in (cut, cut - n)}
+    written = [i for i, s in enumerate(call.sizes) if plain(s) == cut]
+    at = written[0] if len(written) == 1 else None
     sizes = list(tagged.values())
     if len(sizes) > 1:
         axes.pin("is sliced at a position that two sizes in the code could mean", axis)
     elif not sizes:
-        if cut < n:
+        if cut < n and at is not None and call.nth is not None:
+            axes.expect(call.sizes[at], axis[:cut], call, at)
+        elif cut < n:
             counted_back = any(plain(k) == cut - n for k in call.sizes)
-            axes.pin("is sliced at a literal position", axis if counted_back else axis[:cut])
+            axes.pin("is sliced at a literal position", axis[cut:] if counted_back else axis[:cut])
     elif plain(sizes[0]) < 0:
         axes.pin("is sliced at a position counted from the end", axis)
     elif not axes.may_follow(sizes[0]):
@@ -236,13 +252,15 @@ def _bound(axes: Axes, call: Call, axis: Ints, cut: int) -> None:
     else:
         if 2 * cut == n and reads_extent(expression(sizes[0])):
             axes.tie(axis[:cut], axis[cut:])  # x[..., : x.shape[-1] // 2]
-        axes.expect(sizes[0], axis[:cut], call)
+        axes.expect(sizes[0], axis[:cut], call, at)
 
 
 def select(axes: Axes, call: Call) -> list[Axis]:
     """One position is taken by its number: the axis stays."""
-    ids = axes[call["self"]]
-    axes.pin("one of its positions is taken by number", ids.pop(call["dim"] % call["self"].ndim))
+    ids, k = axes[call["self"]], call["index"]
+    axis = ids.pop(call["dim"] % call["self"].ndim)
+    if axis is not None:
+        axes.pin("one of its positions is taken by number", axis[k:] if k < 0 else axis[: k + 1])
     return ids
 
 
@@ -320,10 +338,23 @@ def pad(axes: Axes, call: Call) -> list[Axis]:
 
 
 def view_as_complex(axes: Axes, call: Call) -> list[Axis]:
-    """The last dim is a pair."""
+    """The last dim is a pair; whatever it is a view of has even strides."""
     *ids, pair = axes[call["self"]]
     axes.pin("is a real or an imaginary part", pair)
+    value, why = call["self"], "has even strides under a view as complex numbers"
+    made = axes.producers
+    while (by := made.get(value.index)) and by.op.removeprefix("aten::") in _SAME_MEMORY:
+        before, after = axes[by["self"]], axes[value]
+        for wide, narrow in zip(before, after, strict=False):
+            if wide is not None and narrow is not None and len(wide) > len(narrow) and by.op != "aten::view":
+                axes.round(why, wide, 2)
+                start = np.flatnonzero(wide == narrow[0])
+                axes.round(why, wide[: start[0]] if len(start) else wide, 2)
+        value = by["self"]
     return ids
+
+
+_SAME_MEMORY = "view _unsafe_view slice split split_with_sizes transpose permute unsqueeze _to_copy".split()
 
 
 def view_as_real(axes: Axes, call: Call) -> list[Axis]:
@@ -344,6 +375,7 @@ RULES = table(
     ("split split_with_sizes unsafe_split chunk unsafe_chunk unsafe_split_with_sizes", split),
     ("slice", slice_),
     ("alias", alias),
+    ("as_strided as_strided_", as_strided),
     ("select", select),
     ("unbind", unbind),
     ("flip", flip),
