@@ -3,13 +3,14 @@
 
 PYTHON ?= python3.11
 VENV := .venv
+ZOO := .venv-zoo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BENCHES := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench docs venv clean
+.PHONY: help demo test lint format bench zoo docs venv clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name what; \
@@ -36,13 +37,17 @@ bench-%: $(VENV)/.ready ## Make one anew: benchmarks/%.py
 	$(BIN)/python benchmarks/$*.py
 	$(BIN)/python benchmarks/_tables.py
 
+zoo: $(ZOO)/.ready ## Cut some 650 models, prove and reload each, beside Torch-Pruning; goes on from where it stopped
+	$(ZOO)/bin/python benchmarks/zoo
+	$(BIN)/python benchmarks/zoo/page.py
+
 docs: $(VENV)/.ready ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 venv: $(VENV)/.ready ## Only make the virtual environment
 
 clean: ## Remove the virtual environment and everything built
-	rm -rf $(VENV) site dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
+	rm -rf $(VENV) $(ZOO) site dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
@@ -58,4 +63,13 @@ $(VENV)/.torch: $(VENV)/.made requirements/torch.txt
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt requirements/materials.txt
 	$(PIP) -c constraints.txt -e ".[onnx,huggingface,dev]"
 	$(PIP) --no-deps -r requirements/materials.txt
+	@touch $@
+
+# The zoo's own packages lie beside those of the main environment, which it looks into.
+$(ZOO)/.ready: $(VENV)/.ready requirements/zoo.txt
+	$(PYTHON) -m venv $(ZOO)
+	main=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    zoo=$$($(ZOO)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    echo "import site; site.addsitedir('$$main')" > "$$zoo/main.pth"
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/zoo.txt
 	@touch $@

@@ -145,13 +145,34 @@ EXACT = Table(
     {"difference": ("max_relative_error", "{:.1e}"), "control": ("control", "{:.2f}")},
 )
 
+LARGE_MODELS = {"vit_h14": "ViT-H/14", "convnext_l": "ConvNeXt-L", "llama_1b": "Llama, 1.1 billion parameters"}
+
+LARGE = Table(
+    "large_models",
+    "Large models",
+    "Seconds of `sc.couple(sc.trace(model, example))`, once, in a process that recorded a tiny model before; beside "
+    "them how far memory grows meanwhile, as a share of the bytes of the weights. On meta there are no weights.",
+    {
+        f"{case}{where}": f"{label}{', on meta' * bool(where)}"
+        for case, label in LARGE_MODELS.items()
+        for where in ("", "_meta")
+    },
+    {
+        "parameters": ("parameters", "{:,.0f}"),
+        "groups": ("groups", "{:.0f}"),
+        "seconds": ("seconds", "{:.2f}"),
+        "of it recording": ("trace_seconds", "{:.2f}"),
+        "memory": ("growth", "{:.3f}"),
+    },
+)
+
 ABOUT = (
     "Made from the rows of `benchmarks/results/main.csv`, where the machine, the versions and the seeds stand; "
     "`make bench` makes them anew. Latencies are ratios to the dense model's, timed in one interleaved run; "
     "figures are means over runs."
 )
 
-TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, EXACT)
+TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, LARGE, EXACT)
 
 
 def page() -> str:

@@ -173,7 +173,7 @@ def test_photographs_are_split_before_they_are_cut() -> None:
     assert torch.equal(_photos.photos(24, 8, 22, seed=0).judged, given.judged)
 
 
-@pytest.mark.parametrize("script", ["masked_equals_shrunk", "trace_seconds"])
+@pytest.mark.parametrize("script", ["masked_equals_shrunk", "trace_seconds", "large_models"])
 def test_a_smoke_run_writes_its_rows(script: str, tmp_path: Path) -> None:
     done = run(script, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -30,6 +30,18 @@ def cnn():
         nn.Conv2d(16, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, width), nn.Linear(width, 8)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))
+
+def stack():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), Block(16), nn.ReLU(), Block(24), nn.Linear(8, 2))
+
 def batches():
     g = torch.Generator().manual_seed(1)
     return [torch.randn(8, 3, 8, 8, generator=g) for _ in range(3)]
@@ -153,6 +165,21 @@ def test_inspect_as_data(capsys):
         ("8.bias", 10, "is an output of the model")
     ]
     assert re.fullmatch(r".*\.py:\d+", covered["whole"][0]["line"])
+
+
+def test_inspect_tries_the_layers(place, capsys):
+    assert "layers_removable" not in result_of(capsys, "inspect", "cli_nets:stack", "--example", "2x4")
+    found = result_of(capsys, "inspect", "cli_nets:stack", "--example", "2x4", "--layers")["layers_removable"]
+    sizes = {layer["path"]: (layer["params"], layer["residual"]) for layer in found["can"]}
+    assert sizes == {"1": (2 * 8 * 16 + 24, True), "3": (2 * 8 * 24 + 32, True)}
+    why = {layer["path"]: layer["reason"] for layer in found["cannot"]}
+    assert why.keys() == {"0", "2", "4"}
+    assert why["2"] == "holds no weight of two or more dims"
+    assert main(["inspect", "cli_nets:stack", "--example", "2x4", "--layers"]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 5 layers can be dropped, each by itself" in said
+    assert "yes: adds to what it gets" in said
+    assert "no: holds no weight" in said
 
 
 def test_the_same_command_makes_the_same_plan_and_weights(place, capsys):

@@ -16,7 +16,7 @@ import secateur as sc
 SOURCE = Path(sc.__file__).parent
 
 NAMES = """
-RESIDUAL_RULES RULES ArgumentError Artefact Budget BudgetError Cost CoupleError Criterion DataError Figure FormatError
+EXPERT_RULES RESIDUAL_RULES RULES ArgumentError Artefact Budget BudgetError Cost CoupleError Criterion DataError Figure FormatError
 Graph Groups History Layer Limits Measurement Plan PlanError Recovery Report Result Row Scores SecateurError Target
 TargetError TraceError allocate apply apply_ apply_to_optimizer_ block_influence bn_scale by_cost by_effect by_max
 by_mean calibrate compare cosine_loss couple distill drop_layers eager finetune fpgm global_ kl_logits knapsack

@@ -182,3 +182,31 @@ class First(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.two(torch.relu(self.one(real(x))))
+
+
+class Normed(nn.Module):
+    """An op of somebody's own, and statistics over what comes out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.norm, self.down = nn.Linear(4, 8), nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(gate(self.up(x), self.gate(x))))
+
+
+def test_norms_behind_ops_of_ones_own_run_over_what_is_kept() -> None:
+    torch.manual_seed(0)
+    rules, model, x = {"rulebook::gate": elementwise}, Normed(), torch.randn(5, 4)
+    every = {**sc.RESIDUAL_RULES, **rules}
+    groups = sc.couple(sc.trace(model, x), every)
+    assert [(g.name, g.units) for g in groups] == [("up:width", 8)]
+    plan = sc.random_plan(groups, 0.5, seed=0)
+    small = sc.apply(plan, model)
+    assert not sc.verify(model, plan, small, x).ok  # nothing leads from the cut to the norm
+    for known in (rules, every, {**sc.RULES, **rules}):
+        report = sc.verify(model, plan, small, x, rules=known)
+        assert report.ok, report.rows
+    check_rule(rules, model, x)
+    half = sc.Budget.of_dense(sc.params(model), 0.6)
+    assert sc.prune(model, x, budget=half, rules=every).report.ok

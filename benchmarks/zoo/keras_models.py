@@ -62,27 +62,6 @@ def sequential_cnn() -> nn.Module:
     )
 
 
-def sequential_cnn_first() -> nn.Module:
-    """Channels first, as in torch."""
-    first = {"data_format": "channels_first"}
-    return keras.Sequential(
-        [
-            keras.Input((3, 32, 32)),
-            layers.Conv2D(32, 3, padding="same", use_bias=False, **first),
-            layers.BatchNormalization(axis=1),
-            layers.ReLU(),
-            layers.MaxPooling2D(**first),
-            layers.DepthwiseConv2D(3, padding="same", **first),
-            layers.Conv2D(64, 1, activation="relu", **first),
-            layers.MaxPooling2D(**first),
-            layers.Conv2D(128, 3, padding="same", activation="relu", **first),
-            layers.GlobalAveragePooling2D(**first),
-            layers.Dense(64, activation="gelu"),
-            layers.Dense(10),
-        ]
-    )
-
-
 def functional_resnet() -> nn.Module:
     """Residual blocks by the functional interface, with squeeze and excitation."""
     inputs = keras.Input((32, 32, 3))
@@ -101,20 +80,6 @@ def functional_resnet() -> nn.Module:
             shortcut = layers.Conv2D(width, 1, strides=stride, use_bias=False)(shortcut)
         x = layers.ReLU()(layers.Add()([y, shortcut]))
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
-
-
-def functional_resnet_first() -> nn.Module:
-    first = {"data_format": "channels_first"}
-    inputs = keras.Input((3, 32, 32))
-    x = layers.Conv2D(32, 3, padding="same", **first)(inputs)
-    for width, stride in ((32, 1), (64, 2), (64, 1)):
-        y = layers.Conv2D(width, 3, strides=stride, padding="same", **first)(x)
-        y = layers.ReLU()(layers.BatchNormalization(axis=1)(y))
-        y = layers.BatchNormalization(axis=1)(layers.Conv2D(width, 3, padding="same", **first)(y))
-        if stride != 1:
-            x = layers.Conv2D(width, 1, strides=stride, **first)(x)
-        x = layers.ReLU()(layers.Add()([y, x]))
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D(**first)(x)))
 
 
 def unet() -> nn.Module:
@@ -178,15 +143,6 @@ def bidirectional_gru_text() -> nn.Module:
     )
 
 
-def cnn_text() -> nn.Module:
-    """Parallel widths of convolution over words, joined."""
-    inputs = keras.Input((12,), dtype="int64")
-    x = layers.Embedding(1000, 64)(inputs)
-    found = [layers.GlobalMaxPooling1D()(layers.Conv1D(64, k, activation="relu")(x)) for k in (3, 4, 5)]
-    x = layers.Dense(64, activation="relu")(layers.Concatenate()(found))
-    return keras.Model(inputs, layers.Dense(4)(x))
-
-
 def transformer_text() -> nn.Module:
     """Two encoder blocks around ``MultiHeadAttention``."""
     inputs = keras.Input((12,), dtype="int64")
@@ -214,12 +170,6 @@ class Gated(keras.Model):
     def call(self, x: Tensor) -> Tensor:
         """Ten scores of each row."""
         return self.out(self.norm(self.value(x) * self.gate(x)))
-
-
-def subclassed() -> nn.Module:
-    model = Gated()
-    model(torch.zeros(1, 64))
-    return model
 
 
 def rows() -> Tensor:

@@ -21,7 +21,7 @@ from rival import RATIO, rival
 
 import secateur as sc
 
-RIVAL_LIMIT = 30
+RIVAL_LIMIT = 12
 REPEATS = 3
 
 

@@ -27,7 +27,7 @@ from secateur.graph.couple import Groups, couple
 from secateur.graph.depth import Layer, layers
 from secateur.graph.record import trace
 from secateur.graph.recorded import Graph
-from secateur.graph.rules import RESIDUAL_RULES, RULES
+from secateur.graph.rules import EXPERT_RULES, RESIDUAL_RULES, RULES
 from secateur.graph.surgery import apply, apply_, apply_to_optimizer_, masked
 from secateur.run.pipeline import Result, prune
 from secateur.run.saving import save
@@ -63,6 +63,7 @@ from secateur.train.refit import refit
 from secateur.types import Artefact, Budget, Cost, Criterion, Limits, Measurement, Plan, Report, Row, Scores, Target
 
 __all__ = [
+    "EXPERT_RULES",
     "RESIDUAL_RULES",
     "RULES",
     "ArgumentError",

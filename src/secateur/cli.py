@@ -71,6 +71,7 @@ def inspect(
     example: Example_ = None,
     data: Data = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also try which layers can go whole.")] = False,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -83,7 +84,7 @@ def inspect(
 
     _seed(seed or 0)
     net, given = model_and_example(model, example, data)
-    found = look(net, couple(trace(net, given), ignore=ignore or ()), given)
+    found = look(net, couple(trace(net, given), ignore=ignore or ()), given, layers)
     if as_json:
         _print_json(found)
         return

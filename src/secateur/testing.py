@@ -88,7 +88,7 @@ def check_rule(
     for sparsity in sparsities:
         for seed in seeds:
             plan = random_plan(groups, sparsity, seed)
-            moved |= _proved(plan, model, example, graph, f"at sparsity {sparsity}, seed {seed}", list(rules))
+            moved |= _proved(plan, model, example, graph, f"at sparsity {sparsity}, seed {seed}", rules)
     still = [rule for op, rule in watched.items() if op not in moved]
     assert not still, _too_strict(still, _reasons(groups))
 
@@ -135,18 +135,20 @@ def _misfit(call: Call, result: Any) -> str:
     return ""
 
 
-def _proved(plan: Plan, model: nn.Module, example: Example, graph: Graph, where: str, ops: Sequence[str]) -> set[str]:
+def _proved(
+    plan: Plan, model: nn.Module, example: Example, graph: Graph, where: str, rules: Mapping[str, Rule]
+) -> set[str]:
     """The ops whose tensors a plan makes smaller; the plan must be exact."""
     small = apply(plan, model)
-    report = verify(model, plan, small, example)
+    report = verify(model, plan, small, example, rules=rules)
     if not report.ok:
         raise AssertionError(
-            f"masked and shrunk differ {where}: {_words(report)}. The rule of {' or '.join(ops)} is too free, if the "
+            f"masked and shrunk differ {where}: {_words(report)}. The rule of {' or '.join(rules)} is too free, if the "
             "model is exact without the op: it must tie the ids of what the op combines, and pin what it cannot do "
             f"without or returns None for. Removed were {_removed(plan)}"
         )
     cut = trace(small, example)
-    return {op for op in ops if _shapes(graph, op) != _shapes(cut, op)}
+    return {op for op in rules if _shapes(graph, op) != _shapes(cut, op)}
 
 
 def _shapes(graph: Graph, op: str) -> list[list[tuple[int, ...]]]:

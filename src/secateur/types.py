@@ -62,6 +62,7 @@ class Group:
         slices: what every unit takes from each tensor.
         module: path of the module in which the unit is produced.
         multiple: kept counts must be multiples of this, or a kernel would refuse them.
+        least: so many must be kept: experts that a router chooses at a time.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Group:
     slices: tuple[Slice, ...]
     module: str = ""
     multiple: int = 1
+    least: int = 1
 
     def __post_init__(self) -> None:
         for s in self.slices:

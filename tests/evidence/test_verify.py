@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -279,3 +280,25 @@ def test_want_of_memory_is_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Single, "forward", fails)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         sc.verify(model, plan, small, x)
+
+
+@functools.lru_cache
+def _remembered(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.linspace(0, 1, size, dtype=dtype) / 3
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x + _remembered(4, torch.float32).to(x.dtype))))
+
+
+def test_what_a_model_remembers_keeps_its_precision() -> None:
+    """The check runs in float64, whatever a model asks for: a result cached on the way would stay so."""
+    model, x = Remembering(), torch.randn(3, 4)
+    plan = sc.random_plan(sc.couple(sc.trace(model, x)), 0.5, seed=0)
+    assert sc.verify(model, plan, sc.apply(plan, model), x).ok
+    assert _remembered(4, torch.float32).dtype == torch.float32

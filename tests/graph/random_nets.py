@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
+from random_blocks import BLOCKS as MORE
 from torch import Tensor, nn
 
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, torch.tanh, F.silu, torch.sigmoid, F.softplus, F.relu)
@@ -143,7 +144,15 @@ class Attention(nn.Module):
         return x + self.out(y.transpose(1, 2).flatten(2))
 
 
-SEQUENCE: tuple[Callable[[int, int, int], nn.Module], ...] = (Perceptron, Halves, Norm, Grid, Order, Attention)
+SEQUENCE: tuple[Callable[[int, int, int], nn.Module], ...] = (
+    Perceptron,
+    Halves,
+    Norm,
+    Grid,
+    Order,
+    Attention,
+    *MORE,
+)
 
 
 class Convolution(nn.Module):
@@ -236,6 +245,11 @@ class Images(nn.Module):
         return self.head(torch.tanh(self.hidden(x)))
 
 
-BLOCKS = st.lists(st.tuples(st.integers(0, 5), st.integers(2, 7), st.integers(0, 59)), min_size=1, max_size=4)
-sequences = st.builds(Sequences, st.sampled_from([4, 6, 8, 12]), BLOCKS)
-images = st.builds(Images, st.sampled_from([4, 6, 8]), BLOCKS, st.booleans())
+def blocks(kinds: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
+    """Which block, how wide it is inside, and what kind of it."""
+    drawn = st.tuples(st.integers(0, kinds - 1), st.integers(2, 7), st.integers(0, 59))
+    return st.lists(drawn, min_size=1, max_size=4)
+
+
+sequences = st.builds(Sequences, st.sampled_from([4, 6, 8, 12]), blocks(len(SEQUENCE)))
+images = st.builds(Images, st.sampled_from([4, 6, 8]), blocks(len(IMAGE)), st.booleans())

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+import attention_nets
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import secateur as sc
 from secateur.graph.axes import Axes
 from secateur.graph.closure import Solution, components, solve
 from secateur.graph.counting import Counter
@@ -151,3 +155,14 @@ def test_counts_are_sums_of_products(data: st.DataObject) -> None:
     removed = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     expected = [c * int(np.prod([(~removed[v]).sum() for v in live])) for c, live in terms]
     assert Counter.of(terms, root)(removed).tolist() == expected
+
+
+def test_what_would_take_too_long_stays_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.graph.closure.MOST_WORK", 100)
+    torch.manual_seed(0)
+    net = attention_nets.CASES["separate"]
+    model, example = net.make().eval(), net.example()
+    groups = sc.couple(sc.trace(model, example))
+    assert {g.name: g.units for g in groups} == {"embed:neuron": 16}
+    why = {f.name: f.reason for f in groups.frozen if f.dim == 0}
+    assert "too many views at once to be told apart" in why["q.weight"]

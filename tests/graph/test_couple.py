@@ -185,6 +185,24 @@ def test_a_rule_that_fails_freezes_and_is_reported() -> None:
     assert "aten::tanh is not covered by its rule" in groups.unknown[0]
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, OverflowError, RuntimeError, NotImplementedError])
+def test_whatever_a_rule_raises_freezes(error: type[Exception]) -> None:
+    def failing(axes: Any, call: Any) -> Any:
+        raise error("no")
+
+    groups = sc.couple(sc.trace(nets.mlp(), vec()), rules={**sc.RULES, "aten::tanh": failing})
+    assert {g.name for g in groups} == {"0:neuron"}
+    assert groups.unknown[0].startswith("aten::tanh is not covered by its rule (no) at ")
+
+
+def test_want_of_memory_is_no_matter_of_rules() -> None:
+    def failing(axes: Any, call: Any) -> Any:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        sc.couple(sc.trace(nets.mlp(), vec()), rules={**sc.RULES, "aten::tanh": failing})
+
+
 @pytest.mark.parametrize("pattern", ["a2.bias", "stem", "stem:channel", "ste*"])
 def test_ignored_things_stay_whole(pattern: str) -> None:
     torch.manual_seed(0)

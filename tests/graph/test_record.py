@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
+import weakref
 from typing import Any
 
 import attention_nets
@@ -221,6 +224,25 @@ def test_a_quick_fake_is_what_the_constructor_makes() -> None:
     assert quick.stride() == slow.stride()
 
 
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_a_recording_goes_when_nobody_holds_it(name: str) -> None:
+    """Without a search for cycles, which the recording puts off; and a graph holds no tensor."""
+    case = families.CASES[name]
+    model, example = case.make(), case.example()
+    sc.couple(sc.trace(model, example))
+    gc.collect()
+    gc.disable()
+    before = {id(t) for t in gc.get_objects() if type(t) is FakeTensor}  # exports leave theirs
+    try:
+        kept = sc.trace(model, example)
+        assert not [t for t in gc.get_objects() if type(t) is FakeTensor and id(t) not in before]
+        call = weakref.ref(sc.couple(kept).graph)
+        del kept
+        assert call() is None
+    finally:
+        gc.enable()
+
+
 def test_recording_leaves_no_debt_to_the_garbage_collector() -> None:
     """Young objects are declared old, and what a caller froze stays frozen."""
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
@@ -237,3 +259,32 @@ def test_recording_leaves_no_debt_to_the_garbage_collector() -> None:
         assert gc.get_freeze_count() == frozen > 0
     finally:
         gc.unfreeze()
+
+
+POINTER = """
+import ctypes, torch, secateur as sc
+from torch import nn
+
+class Copies(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x)).contiguous()
+        copy = torch.empty_like(h)
+        ctypes.memmove(copy.data_ptr(), h.data_ptr(), h.nbytes)
+        return self.out(torch.tanh(self.b(copy)))
+
+model, x = Copies(), torch.randn(4, 6)
+graph = sc.trace(model, x)
+groups = sc.couple(graph)
+plan = sc.random_plan(groups, 0.5, seed=0)
+print(graph.fake, "b:neuron" in [g.name for g in groups], sc.verify(model, plan, sc.apply(plan, model), x).ok)
+"""
+
+
+def test_code_that_asks_for_an_address_is_recorded_on_real_tensors() -> None:
+    """Fake ones have none: writing there would end the process."""
+    done = subprocess.run([sys.executable, "-c", POINTER], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "True", "True"]), done.stderr[-2000:]

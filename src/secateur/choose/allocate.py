@@ -17,7 +17,7 @@ from secateur.types import Bools, Budget, Cost, Floats, Group, Ints, Limits, Pla
 Counts: TypeAlias = Mapping[str, int]
 """Group name -> units kept."""
 
-_KINDS = ("channel", "embedding", "head", "head_dim", "neuron", "width")
+_KINDS = ("channel", "embedding", "expert", "head", "head_dim", "hidden", "neuron", "width")
 
 Allocation: TypeAlias = Callable[[Scores, Budget, Mapping[str, Ints]], Counts]
 """``(scores, budget, allowed counts of each group, ascending) -> units kept of each group``."""
@@ -106,7 +106,7 @@ def allowed_counts(group: Group, limits: Limits) -> Ints:
     for pattern, fraction in limits.per_group.items():
         if fnmatch.fnmatch(group.name, pattern):
             most = fraction
-    floor = max(limits.minimum, 1, int(np.ceil(group.units * (1 - most) - 1e-9)))
+    floor = max(limits.minimum, group.least, int(np.ceil(group.units * (1 - most) - 1e-9)))
     counts = np.arange(step, group.units + 1, step)
     return np.unique(np.append(counts[counts >= floor], group.units)).astype(np.int64)
 

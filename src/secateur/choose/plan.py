@@ -26,6 +26,9 @@ def make_plan(groups: Groups, keep: Keep, made: Mapping[str, Any] | None = None)
             raise PlanError(f"mask for group {name!r} has shape {mask.shape}; expected {expected}")
         if not mask.any():
             raise PlanError(f"group {name!r} would lose all of its {mask.size} units; keep at least one")
+        if mask.sum() < groups[name].least:
+            least = groups[name].least
+            raise PlanError(f"group {name!r} would keep {mask.sum()} units; {least} are chosen at a time: keep {least}")
         if mask.sum() % groups[name].multiple:
             multiple = groups[name].multiple
             raise PlanError(f"group {name!r} would keep {mask.sum()} units; its kernels need a multiple of {multiple}")
@@ -48,7 +51,8 @@ def make_plan(groups: Groups, keep: Keep, made: Mapping[str, Any] | None = None)
 def random_plan(groups: Groups, sparsity: float, seed: int) -> Plan:
     """Remove ``round(sparsity * units)`` random units of every group, at least one staying.
 
-    Fewer go where kernels need multiples, and none of a group that cannot go together with the ones before it.
+    Fewer go where kernels need multiples or routers choose several experts, and none of a group that cannot go
+    together with the ones before it.
 
     Example:
         >>> import torch, secateur as sc
@@ -62,7 +66,7 @@ def random_plan(groups: Groups, sparsity: float, seed: int) -> Plan:
     keep = {}
     for g in groups:
         mask = np.ones(g.units, bool)
-        kept = max(1, g.units - round(sparsity * g.units))
+        kept = max(g.least, g.units - round(sparsity * g.units))
         kept = min(g.units, -(-kept // g.multiple) * g.multiple)
         mask[rng.permutation(g.units)[: g.units - kept]] = False
         keep[g.name] = mask

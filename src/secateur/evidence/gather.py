@@ -22,6 +22,7 @@ from secateur.evidence.quality import Figure
 from secateur.evidence.verify import verify
 from secateur.export.prepare import array, output_tensors, snapshot
 from secateur.graph.couple import Groups
+from secateur.graph.rules import Rule
 from secateur.targets.measure import compare, measure
 from secateur.targets.memory import machine
 from secateur.types import Artefact, Budget, Example, Measurement, Plan, Report, Row, Target
@@ -81,9 +82,10 @@ def report_of(
     budget: Budget,
     target: Target | None,
     stages: Sequence[StageLike],
+    rules: Mapping[str, Rule] | None = None,
 ) -> Report:
     """Verify, measure, and put everything into one report."""
-    checked = verify(model, plan, small, example)
+    checked = verify(model, plan, small, example, rules=rules)
     full = groups.all_kept()
     rows = [
         _size("parameters", "", groups.params(full), groups.params(plan.keep), budget, "params"),

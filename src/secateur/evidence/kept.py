@@ -15,8 +15,8 @@ from secateur.errors import CoupleError, TraceError
 from secateur.graph.couple import couple
 from secateur.graph.record import trace
 from secateur.graph.recorded import Call
-from secateur.graph.resize import STATISTICS
-from secateur.graph.rules import RESIDUAL_RULES
+from secateur.graph.resize import CHOICES, STATISTICS
+from secateur.graph.rules import EXPERT_RULES, RESIDUAL_RULES, RULES, Rule
 from secateur.graph.rules._table import dims_of
 from secateur.types import Bools, Example, Plan
 
@@ -24,14 +24,20 @@ Masks: TypeAlias = Mapping[tuple[str, int], Mapping[int, Bools]]
 """(torch function, which call of it in the pass) -> dim -> bool, True where the plan keeps."""
 
 
-def kept_under_statistics(model: nn.Module, plan: Plan, example: Example) -> Masks:
-    """Where a model takes statistics over an axis that a plan cuts, and what is kept of it there."""
+def kept_under_statistics(
+    model: nn.Module, plan: Plan, example: Example, rules: Mapping[str, Rule] | None = None
+) -> Masks:
+    """Where a model takes statistics over an axis that a plan cuts, and what is kept of it there.
+
+    ``rules`` are those that the plan was made with: the caller's own among them count here too.
+    """
     try:
         graph = trace(model, example)
     except TraceError:  # it does not run at all, or has no memory for it: the check that follows says so better
         return {}
+    own = {op: rule for op, rule in (rules or {}).items() if RULES.get(op) is not rule}
     try:
-        groups = couple(graph, RESIDUAL_RULES)
+        groups = couple(graph, {**RESIDUAL_RULES, **EXPERT_RULES, **own})
     except CoupleError:  # rules of the caller's own made the plan: without them nothing can be followed
         return {}
     axes, root = groups._axes, groups._solution.root
@@ -55,11 +61,16 @@ def kept_under_statistics(model: nn.Module, plan: Plan, example: Example) -> Mas
     return masks
 
 
+_CHOOSES = CHOICES | {"_softmax", "_log_softmax", "_safe_softmax"}
+
+
 def _dims(call: Call) -> list[int]:
     """The dims of its input that a call takes statistics over."""
     n = call.inputs[0].ndim
     if "normalized_shape" in call.args:
         return list(range(n - len(call["normalized_shape"]), n))
+    if call.api in CHOICES:
+        return dims_of(call.args.get("dim"), n) if call.op.removeprefix("aten::") in _CHOOSES else []
     if call.op == "aten::native_group_norm":
         return [1]
     if call.api == "batch_norm":
@@ -96,10 +107,24 @@ class OverKept(TorchFunctionMode):
             return _group_norm(func, masks[1], *args, **kwargs)
         if name in ("layer_norm", "rms_norm"):
             return _layer_norm(func, masks, *args, **kwargs)
+        if name in CHOICES:
+            return _choice(func, masks, *args, **kwargs)
         x = args[0] if args else kwargs.pop("input")
         for d, keep in masks.items():
             x = x.index_select(d, torch.from_numpy(np.flatnonzero(keep)).to(x.device))
         return func(x, *args[1:], **kwargs)
+
+
+def _choice(func: Any, masks: Mapping[int, Bools], input: Tensor, *more: Any, **named: Any) -> Any:
+    """What is removed is last in every order: never chosen, of probability zero."""
+    gone = torch.zeros(input.shape, dtype=torch.bool, device=input.device)
+    for d, keep in masks.items():
+        gone.index_fill_(d, torch.from_numpy(np.flatnonzero(~keep)).to(input.device), True)
+    last = -torch.inf if input.dtype.is_floating_point else torch.iinfo(input.dtype).min
+    if func.__name__ == "topk" and not named.get("largest", more[2] if len(more) > 2 else True):
+        last = torch.inf if input.dtype.is_floating_point else torch.iinfo(input.dtype).max
+    out = func(input.masked_fill(gone, last), *more, **named)
+    return out.masked_fill(gone, 0) if func.__name__ == "log_softmax" else out
 
 
 def _layer_norm(

@@ -16,7 +16,12 @@ from secateur.evidence.charts import ACCENT, BAD, PLAIN, Bar, Series
 from secateur.types import Report, Row
 
 _FAMILIES = {"latency": "Latency", "size": "Size and memory", "quality": "Quality", "check": "Checks"}
-_KINDS = {"head_dim": "head dimensions", "embedding": "embedding positions", "width": "residual positions"}
+_KINDS = {
+    "head_dim": "head dimensions",
+    "embedding": "embedding positions",
+    "width": "residual positions",
+    "hidden": "hidden units",
+}
 _MOST_FROZEN = 200  # of one reason; the rest stands in report.json
 
 

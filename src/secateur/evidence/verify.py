@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,22 @@ from torch.utils._pytree import tree_map
 
 from secateur.calling import run, tensors_of
 from secateur.evidence.kept import OverKept, kept_under_statistics
+from secateur.graph.caches import forget
 from secateur.graph.dropping import Drops, drops_of, original, remaining, renamed
+from secateur.graph.rules import Rule
 from secateur.graph.surgery import apply, duplicate, masked
 from secateur.types import Example, Plan, Report, Row
 
 
-def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, tolerance: float = 1e-10) -> Report:
+def verify(
+    model: nn.Module,
+    plan: Plan,
+    small: nn.Module,
+    example: Example,
+    *,
+    tolerance: float = 1e-10,
+    rules: Mapping[str, Rule] | None = None,
+) -> Report:
     """Check that ``small`` is the plan carried out on ``model``, and that the cut is exact.
 
     In float64, with every weight perturbed (zeros and ones hide errors), the cut model must equal the masked one to
@@ -37,6 +48,8 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
         small: what came of it, recovered or not.
         example: what to compare on.
         tolerance: largest relative difference that counts as none.
+        rules: what `couple` was given, where rules of your own made the plan: norms behind your ops then run over
+            what is kept.
 
     Returns:
         Report with ``ok``, ``max_error`` (relative) and one row a check.
@@ -49,12 +62,15 @@ def verify(model: nn.Module, plan: Plan, small: nn.Module, example: Example, *, 
         True
     """
     try:
-        return _verified(model, plan, small, example, torch.float64, tolerance)
+        return _verified(model, plan, small, example, rules, torch.float64, tolerance)
     except _Refused as refusal:
         try:
-            return _verified(model, plan, small, example, torch.float32, max(tolerance, SINGLE), f"float64: {refusal}")
+            worst = max(tolerance, SINGLE)
+            return _verified(model, plan, small, example, rules, torch.float32, worst, f"float64: {refusal}")
         except _Refused as other:
             raise (other.__cause__ or other) from None
+    finally:
+        forget(model.modules())  # what it remembers of this has another precision than it asked for
 
 
 SINGLE = 1e-4
@@ -70,6 +86,7 @@ def _verified(
     plan: Plan,
     small: nn.Module,
     example: Example,
+    rules: Mapping[str, Rule] | None,
     dtype: torch.dtype,
     tolerance: float,
     refusal: str = "",
@@ -78,7 +95,7 @@ def _verified(
     moved, inputs = _perturbed(model, dtype), _cast(example, dtype)
     cut = apply(plan, moved)
     zeroed = masked(plan, moved)
-    over = OverKept(kept_under_statistics(model, plan, example)) if plan.axes else None
+    over = OverKept(kept_under_statistics(model, plan, example, rules)) if plan.axes else None
     error, finite, problem = _difference(zeroed, cut, inputs, over, drops_of(model, plan.layers))
     shapes = _same_shapes(model, plan, small)
     name = str(dtype).removeprefix("torch.")

@@ -75,6 +75,11 @@ class Axes:
         self.renumbered: list[Renumbered] = []
         self.labels: list[tuple[Ints, str]] = []
         self.rounded: list[tuple[Ints, int]] = []  # kernels want multiples of so many of these
+        self.asked: frozenset[str] = frozenset()  # wishes in the table of rules, such as residual width
+        self.chosen: list[Pin] = []  # a choice runs along these: they stay if they are no experts (rules/experts.py)
+        self.least: list[tuple[Ints, int]] = []  # so many of these must stay
+        self.points: dict[int, Ints] = {}  # value -> the axis that its entries number positions of
+        self.vanishing: dict[int, int] = {}  # value -> a dim along which it is zero where something is cut
         self.inputs: list[Ints] = []  # weight axes that a contraction sums over
         self.work: list[tuple[int, tuple[Ints, ...]]] = []  # MACs: constant times kept counts
         self.births: list[int] = []  # first id of every fresh vector
@@ -173,14 +178,14 @@ class Axes:
                 live.append(d.ravel())
         self.work.append((constant, tuple(live)))
 
-    def expect(self, size: int | None, axis: Axis, call: Call, at: int | None = None) -> None:
-        """The int in the code, ``call.sizes[at]`` where that is known, must be the number of positions kept."""
+    def expect(self, size: int | None, axis: Axis, call: Call, at: int | None = None, *, constant: int = 0) -> None:
+        """The int in the code, ``call.sizes[at]`` where that is known, must be the number kept, plus a constant."""
         if axis is None or size is None or plain(size) == -1:
             return
         slot = None if at is None or call.nth is None else (call.api, call.nth, at)
         if isinstance(size, Size) or slot:
             self.followed.add(expression(size))
-            self.expected.append(Expected(expression(size), axis.ravel(), call.place, call.api, slot=slot))
+            self.expected.append(Expected(expression(size), axis.ravel(), call.place, call.api, constant, slot))
         else:
             self.pin(f"size {plain(size)} is written as a literal in {call.api or call.op}", axis)
 

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.graph.axes import Axes
+from secateur.graph.axes import Axes, Pin
+from secateur.graph.recorded import NOWHERE
 from secateur.graph.residual import pin_residual
+from secateur.graph.rules.experts import settle
 from secateur.types import Bools, Ints
+
+MOST_WORK = 5_000_000_000
+"""Cells times seeds of a connected set of views beyond which its units are not searched for: some twenty seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,7 @@ def solve(axes: Axes) -> Solution:
     """Reduce the constraints and find the closures."""
     root = components(axes.n, axes.ties)
     pin_residual(axes, root)
+    settle(axes, root)
     pinned = np.zeros(axes.n, bool)
     for pin in axes.pins:
         pinned[root[pin.ids]] = True
@@ -71,7 +77,11 @@ def solve(axes: Axes) -> Solution:
         for ids in axes.ids[index]:
             if ids is not None:
                 bearing[root[ids]] = True
-    return Solution(root, pinned, cells, tuple(_closures(cells, pinned, bearing)))
+    closures, tangled = _closures(cells, pinned, bearing)
+    for nodes in tangled:
+        axes.pins.append(Pin(nodes, "is a row and a column of too many views at once to be told apart", NOWHERE))
+        pinned[nodes] = True
+    return Solution(root, pinned, cells, tuple(closures))
 
 
 def _unique_rows(rows: Ints, n: int) -> Ints:
@@ -111,10 +121,13 @@ def _simplify(n: int, root: Ints, pinned: Bools, cells: Ints) -> tuple[Ints, Boo
     return root, pinned, cells
 
 
-def _closures(cells: Ints, pinned: Bools, bearing: Bools) -> list[Ints]:
-    """Smallest closures of every connected set of cells; sets of equal structure are solved once."""
+def _closures(cells: Ints, pinned: Bools, bearing: Bools) -> tuple[list[Ints], list[Ints]]:
+    """Smallest closures of every connected set of cells, and the sets that would take too long.
+
+    Sets of equal structure are solved once.
+    """
     if not len(cells):
-        return []
+        return [], []
     nodes, local = np.unique(cells, return_inverse=True)
     local = local.reshape(cells.shape)
     part = components(len(nodes), [(local[:, 0], local[:, 1]), (local[:, 0], local[:, 2])])
@@ -122,15 +135,19 @@ def _closures(cells: Ints, pinned: Bools, bearing: Bools) -> list[Ints]:
     cuts = np.nonzero(np.diff(part[local[order, 0]]))[0] + 1
     known: dict[bytes, list[Ints]] = {}
     out: list[Ints] = []
+    tangled: list[Ints] = []
     for block in np.split(local[order], cuts):
         mine, renamed = np.unique(block, return_inverse=True)
         renamed = renamed.reshape(block.shape)
         dead, bears = pinned[nodes[mine]], bearing[nodes[mine]]
+        if len(block) * int((~dead).sum() - len(np.unique(renamed[:, 0]))) > MOST_WORK:
+            tangled.append(nodes[mine])
+            continue
         key = renamed.tobytes() + dead.tobytes() + bears.tobytes()
         if key not in known:
             known[key] = _minimal(_grow_all(renamed, dead), bears)
         out += [nodes[mine[c]] for c in known[key]]
-    return out
+    return out, tangled
 
 
 def _grow_all(cells: Ints, dead: Bools) -> list[Bools]:

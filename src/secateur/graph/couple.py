@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,10 +15,12 @@ from secateur.graph.closure import Solution, solve
 from secateur.graph.counting import Counter
 from secateur.graph.coverage import Coverage, coverage_of
 from secateur.graph.gather import gather
+from secateur.graph.limited import limited
 from secateur.graph.pins import pin_branches, pin_ignored, pin_numbered, pin_numbers, pin_unused
 from secateur.graph.recorded import NOWHERE, Call, Graph
 from secateur.graph.repair import Repairs, Sizes
 from secateur.graph.rules import RULES, Rule
+from secateur.graph.rules.experts import using
 from secateur.graph.rules.pointwise import constant
 from secateur.graph.rules.shape import expand
 from secateur.graph.shells import no_garbage_collection
@@ -163,7 +163,8 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
     """Find the units: the smallest sets of positions that can be removed together.
 
     Args:
-        graph: from `trace`. rules: op -> rule; ``sc.RESIDUAL_RULES`` also cuts residual width.
+        graph: from `trace`. rules: op -> rule; ``sc.RESIDUAL_RULES`` also cuts residual width, ``sc.EXPERT_RULES``
+            whole experts.
         ignore: globs over parameter names, module paths or group names that must stay whole.
         every: also groups that need sizes in the code replaced although others cut the same weights without, such
             as the dims inside of heads that can go as wholes.
@@ -183,7 +184,7 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
     axes = Axes(graph)
     unknown = _run_rules(axes, rules)
     for value in graph.outputs:
-        axes.pin("is an output of the model", *axes[value])
+        axes.pin("is an output of the model", *axes[value], axes.points.get(value.index))
     pin_numbers(axes)
     pin_unused(axes)
     pin_numbered(axes)
@@ -191,9 +192,8 @@ def couple(graph: Graph, rules: Mapping[str, Rule] = RULES, ignore: Sequence[str
     pin_ignored(axes, ignore)
     solution = solve(axes)
     repairs = Repairs.of(axes, solution.root)
-    found = gather(axes, solution)
+    found = [(limited(axes, solution, g, roots), roots) for g, roots in gather(axes, solution)]
     groups, dropped = _possible(repairs, axes.n, found, ignore, every)
-    groups = [_rounded(axes, solution, g, roots) for g, roots in found if g in groups]
     kept = {g.name for g in groups}
     roots = {g.name: its for g, its in found if g.name in kept}
     made = Groups(tuple(groups), graph, tuple(dict.fromkeys(unknown)), axes, solution, roots, repairs, tuple(dropped))
@@ -217,6 +217,7 @@ def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
     """Ids of every value; returns the ops that froze something because no rule covers them."""
     unknown: list[str] = []
     zeros = Zeros(axes)
+    axes.asked = frozenset(rules)
     calls = axes.graph.calls
     for call, following in zip(calls, [*calls[1:], None], strict=True):
         axes.place = call.place
@@ -232,10 +233,11 @@ def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
 def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[str]) -> None:
     inputs = call.inputs
     live = any(a is not None for v in inputs for a in axes[v])
-    rule = rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
+    picks = using(axes, call) if axes.points else None
+    rule = picks or rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
     if rule is None and not inputs:
         return
-    if not live and inputs and rule is not constant and rule is not expand:
+    if not live and not picks and inputs and rule is not constant and rule is not expand:
         return  # these may make an axis that follows another
     if all(v is None for v in call.outs) and call.op not in ("aten::_local_scalar_dense", "secateur::default_scale"):
         return  # no tensor comes out: nothing to follow
@@ -243,10 +245,12 @@ def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[s
         if rule is None:
             raise KeyError(call.op)
         _store(axes, call, rule(axes, call))
-    except (KeyError, IndexError, ValueError, TypeError, AssertionError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # rules may be anybody's
         what = "has no rule" if rule is None else f"is not covered by its rule ({error})"
         for v in inputs:
-            axes.pin(f"meets {call.op}, which {what}", *axes[v])
+            axes.pin(f"meets {call.op}, which {what}", *axes[v], axes.points.get(v.index))
         for out in call.outs:
             if out is not None:
                 axes.ids[out.index] = [None] * out.ndim
@@ -280,7 +284,7 @@ def _possible(
         elif resizes and not every:
             forced.append(group)
     taken: dict[tuple[str, int], set[int]] = {}
-    for group in [g for g, _ in found if g.name not in reasons and g not in forced]:
+    for group in [g for g, _ in found if forced and g.name not in reasons and g not in forced]:
         _take(group, taken)
     for group in sorted(forced, key=lambda g: g.kind == "head_dim"):
         if not _take(group, taken):
@@ -305,30 +309,21 @@ def _take(group: Group, taken: dict[tuple[str, int], set[int]]) -> bool:
     return new
 
 
-def _rounded(axes: Axes, solution: Solution, group: Group, roots: tuple[Ints, ...]) -> Group:
-    """The group with the multiple of its units that kernels need."""
-    unit = roots[0][:1] if len(roots) == 1 and roots[0].ndim == 1 else roots[0]
-    multiple = 1
-    for ids, k in axes.rounded:
-        each = int(np.isin(solution.root[ids], unit).sum())
-        if each:
-            multiple = math.lcm(multiple, k // math.gcd(k, each))
-    return dataclasses.replace(group, multiple=multiple if group.units % multiple == 0 else group.units)
-
-
 def _impossible(
     repairs: Repairs, n: int, group: Group, roots: tuple[Ints, ...], ignore: Sequence[str]
 ) -> tuple[tuple[str, str, str] | None, bool]:
     """Why a group cannot be cut after all, (reason, module, line), and whether it needs sizes in the code replaced."""
     if any(fnmatch.fnmatch(group.name, p) for p in ignore):
         return ("is ignored on request", group.module, ""), False
+    if group.least >= group.units > 1:
+        return (f"is chosen from, {group.least} at a time: none can go", group.module, ""), False
     if group.units < 2:
         return ("is a single unit: cutting it would cut everything", group.module, ""), False
     plain = len(roots) == 1 and roots[0].ndim == 1  # one root a unit
     if not repairs.touched_by(roots[0] if plain else np.concatenate(roots)):
         return None, False
     resizes = False
-    for gone in ([0], [group.units - 1], list(range(1, group.units))):
+    for gone in ([0], [group.units - 1], list(range(group.least, group.units))):
         removed = np.zeros(n, bool)
         removed[roots[0][gone] if plain else np.concatenate([roots[u] for u in gone])] = True
         _, sizes, bad = repairs.check(removed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from secateur.graph.axes import COMPARISONS, NOTHING, Axes, Expected
 from secateur.graph.recorded import Call, Graph, Place
-from secateur.graph.sizes import Arithmetic, Extent, evaluate, leaves
+from secateur.graph.sizes import Arithmetic, Extent, evaluate, leaves, plain
 
 _READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "secateur::read")
 
@@ -82,7 +82,8 @@ def pin_branches(axes: Axes) -> None:
     looking: dict[str, Place] = {}
     for c in graph.calls:
         if any(v.weight or not v.integral or v.index in computed for v in c.inputs):
-            computed.update(out.index for out in c.outs if out is not None)
+            made = c.outs[:1] if c.op == "aten::_pack_padded_sequence" else c.outs  # the second: lengths, sorted
+            computed.update(out.index for out in made if out is not None)
             if _reads_data(c):
                 looking.setdefault(c.place.module, c.place)
     for module, place in looking.items():
@@ -92,7 +93,8 @@ def pin_branches(axes: Axes) -> None:
 
 
 def _reads_data(call: Call) -> bool:
-    return call.op in _READS and not all(v.weight for v in call.inputs)
+    checks = call.api == "one_hot" and any(plain(s) > 0 for s in call.sizes)  # the range of what it is given, no more
+    return call.op in _READS and not checks and not all(v.weight for v in call.inputs)
 
 
 def _passing(graph: Graph, module: str) -> set[int]:

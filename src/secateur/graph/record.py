@@ -176,6 +176,7 @@ def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, 
     recorder.kinds = {name: type(module) for name, module in modules.items()}
     names = {id(m): n for n, m in modules.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
+    lists = [(v, list(v)) for m in modules.values() for v in vars(m).values() if type(v) is list]
 
     def enter(module: nn.Module, args: Any) -> None:
         recorder.stack.append(names.get(id(module), recorder.stack[-1]))
@@ -195,6 +196,8 @@ def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, 
             yield attributes
     finally:
         forget(modules.values())
+        for held, items in lists:
+            held[:] = items
         before.remove()
         after.remove()
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -215,6 +218,7 @@ def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: Recorder) -> list[Value]:
     """Fake tensors: shapes and devices, no arithmetic and no memory."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode._allow_unsafe_data_ptr_access = False  # there is nothing at an address: writing to it ends the process
     fakes = [
         fake_of(mode, e) if isinstance(e, Tensor) else tree_map(functools.partial(fake_of, mode), e) for e in examples
     ]
@@ -265,7 +269,7 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
     attributes = {leaf for source in sources for leaf in leaves(source) if isinstance(leaf, Attribute)}
     integers = {n: named[n] for n, v in tensors.items() if v.integral}
     integers = {n: t for n, t in integers.items() if t.dtype == torch.long and t.device.type != "meta"}
-    return Graph(
+    graph = Graph(
         calls=tuple(recorder.calls),
         shapes=tuple(recorder.shapes),
         tensors=tensors,
@@ -279,6 +283,8 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
         attributes={a: known[a] for a in attributes},
         fake=way is not _on_tensors,
     )
+    recorder.let_go()
+    return graph
 
 
 def trace(model: nn.Module, example: Example, also: Sequence[Example] = ()) -> Graph:

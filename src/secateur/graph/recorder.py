@@ -81,6 +81,10 @@ class Recorder:
         self.values[id(tensor)] = value
         self.alive.append(tensor)
 
+    def let_go(self) -> None:
+        """Forget calls and tensors: sizes in the graph hold on to this recorder, and would to themselves by it."""
+        self.calls, self.values, self.alive = [], {}, []
+
     def here(self) -> Place:
         """The innermost line that is neither torch's nor ours."""
         frame: Any = sys._getframe(2)

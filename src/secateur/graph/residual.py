@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.graph.axes import Axes
-from secateur.graph.recorded import Call
+from secateur.graph.axes import Axes, Axis
+from secateur.graph.recorded import Call, Value
 from secateur.types import Ints
 
 _PRODUCTS = frozenset(f"aten::{op}" for op in "mm addmm bmm baddbmm linear embedding".split())
@@ -36,20 +36,25 @@ def pin_residual(axes: Axes, root: Ints) -> None:
         seen = 0
         for v in call.inputs:
             seen |= behind.get(v.index, 0)
-        if _produces(call):
-            for axis in axes[call.out]:
-                for width in [] if axis is None else np.unique(width_of[root[axis]]).tolist():
-                    if width >= 0:
-                        residual |= seen & 1 << width
-                        seen |= 1 << width
+        axis = _produced(axes, call)
+        for width in [] if axis is None else np.unique(width_of[root[axis]]).tolist():
+            if width >= 0:
+                residual |= seen & 1 << width
+                seen |= 1 << width
         for out in call.outs:
             if out is not None:
                 behind[out.index] = seen
     axes.pins[:0] = [n for n in axes.norms if residual >> int(width_of[root[n.ids]].max()) & 1]  # the telling reason
 
 
-def _produces(call: Call) -> bool:
-    """A layer with weights whose outputs are new positions: depthwise convolutions hand on those that come in."""
-    if call.op in _PRODUCTS:
-        return any(v.weight for v in call.inputs) and not call.out.weight
-    return call.op in _CONVOLUTIONS and call.args.get("groups", 1) == 1 and not call.out.weight
+def _produced(axes: Axes, call: Call) -> Axis:
+    """The positions that a layer with weights makes; depthwise convolutions hand on those that come in."""
+    if call.outs[:1] in ((), (None,)) or call.out.weight:
+        return None
+    if call.op in _PRODUCTS and any(v.weight for v in call.inputs):
+        left = call.args.get("mat1", call.args.get("self"))
+        turned = isinstance(left, Value) and left.weight and call.op != "aten::embedding"  # weights @ x
+        return axes[call.out][-2 if turned and call.out.ndim > 1 else -1]
+    if call.op in _CONVOLUTIONS and call.args.get("groups", 1) == 1:
+        return axes[call.out][1]
+    return None

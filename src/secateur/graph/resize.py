@@ -29,7 +29,10 @@ RESIZED = frozenset(
 
 _ATTENTION = "scaled_dot_product_attention"
 
-STATISTICS = frozenset(
+CHOICES = frozenset(("softmax", "log_softmax", "topk", "argmax"))
+"""Those among `STATISTICS` that choose among the positions of an axis."""
+
+STATISTICS = CHOICES | frozenset(
     "layer_norm rms_norm group_norm batch_norm mean var std var_mean std_mean amax amin max min".split()
 )
 """Names of the torch functions that can run over the kept positions of an axis only."""

@@ -55,8 +55,20 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
         if id(old) not in memo:
             memo[id(old)] = _like(old, _cut(plan, name, old.detach()).clone())
     small = duplicate(model, memo)
+    _check_copy(plan, model, small)
     _finish(plan, small)
     return small
+
+
+def _check_copy(plan: Plan, model: nn.Module, small: nn.Module) -> None:
+    """A model may copy itself in a way of its own, by which the cut parameters get lost."""
+    made = _tensors(small)
+    for (name, dim), keep in plan.axes.items():
+        if name not in made or made[name].shape[dim] != keep.sum():
+            raise PlanError(
+                f"a copy of {type(model).__name__} has {name!r} of another shape than it was given: its class copies "
+                "itself in a way of its own. Cut a model in place with sc.apply_, and keep the original elsewhere"
+            )
 
 
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

@@ -27,7 +27,7 @@ _VIEWS = frozenset(
 )
 _KEEPS = _VIEWS | frozenset(
     (
-        "clone _to_copy contiguous lift lift_fresh lift_fresh_copy zeros_like dropout native_dropout relu "
+        "clone _to_copy contiguous lift lift_fresh lift_fresh_copy dropout native_dropout relu "
         "gelu silu tanh sin tan asin atan sinh asinh abs neg sgn sign sqrt square erf expm1 log1p floor ceil "
         "round trunc mish elu selu leaky_relu hardswish hardshrink softshrink _prelu_kernel prelu relu6 _conj "
         "conj real imag flip roll repeat repeat_interleave index index_select _unsafe_index sum mean amax "
@@ -51,7 +51,7 @@ _CHANNEL_NORMS = frozenset(
 )
 _LAYER_NORMS = frozenset(["native_layer_norm", "_fused_rms_norm", "rms_norm"])
 _RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
-_ZEROS = frozenset(("zeros", "new_zeros"))
+_ZEROS = frozenset(("zeros", "new_zeros", "zeros_like"))
 _WEIGHTED = frozenset(("linear convolution _convolution cudnn_convolution mkldnn_convolution conv2d").split())
 
 
@@ -74,8 +74,8 @@ class Zeros:
         return [a is None or (not spoilt and known is not None and known[d]) for d, a in enumerate(ids)]
 
     def _reduces(self, op: str, call: Call) -> None:
-        """A sum or a norm over an axis: what is removed of it must be zero."""
-        if op not in ("sum", "nansum", "linalg_vector_norm", "norm") or not call.inputs:
+        """A sum or a norm over an axis, or sums along it: what is removed of it must be zero."""
+        if op not in ("sum", "nansum", "linalg_vector_norm", "norm", "cumsum") or not call.inputs:
             return
         source = call.inputs[0]
         flags, ids = self(source), self.axes[source]
@@ -117,6 +117,12 @@ class Zeros:
         if op in _CONTRACTIONS:
             found: Flags = _CONTRACTIONS[op](self, call)
             return found
+        if out.index in self.axes.vanishing:
+            return [a is None or d == self.axes.vanishing[out.index] for d, a in enumerate(self.axes[out])]
+        if op in ("scatter", "scatter_add") and call["index"].index in self.axes.points:
+            return self(call["self"])  # nothing points to what is removed
+        if op == "cumsum":
+            return [f and d != call["dim"] % out.ndim for d, f in enumerate(self(call["self"]))]
         if op.removeprefix("secateur::").removesuffix("_cell") in _RECURRENT:
             return self._recurrent(call, out)
         if op in _ZEROS:

@@ -19,16 +19,18 @@ from secateur.errors import DataError
 from secateur.export.prepare import first_line, snapshot
 from secateur.graph.couple import Groups
 from secateur.graph.coverage import Coverage
+from secateur.graph.depth import examine
 from secateur.types import Example
 
 
-def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any]:
+def inspect(model: nn.Module, groups: Groups, example: Example, layers: bool = False) -> dict[str, Any]:
     """The facts of `secateur inspect`, as plain data.
 
     ``coverage`` says how many parameters some unit takes with it, by kind of unit (an entry between two widths counts
     under both), and what keeps each of the others whole. ``params`` and ``macs`` of a group are what one of its units
     costs: what goes when all but one are cut, shared evenly. A layer's MACs are counted by torch while the model runs
-    on the example once.
+    on the example once. With ``layers``, ``layers_removable`` says which layers can go whole, what goes with each, and
+    why every other child of a list of layers cannot: each is tried, in a few passes a layer.
 
     Raises:
         DataError: the model does not run on the example.
@@ -45,7 +47,7 @@ def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any
     """
     full = groups.all_kept()
     params, macs = groups.params(full), groups.macs(full)
-    return {
+    found = {
         "model": type(model).__name__,
         "params": params,
         "macs": macs,
@@ -55,6 +57,16 @@ def inspect(model: nn.Module, groups: Groups, example: Example) -> dict[str, Any
         "frozen": [dataclasses.asdict(f) for f in groups.frozen],
         "unknown": list(groups.unknown),
         "layers": _layers(model, example),
+    }
+    return {**found, "layers_removable": _removable(model, example)} if layers else found
+
+
+def _removable(model: nn.Module, example: Example) -> dict[str, Any]:
+    """Layers that can be dropped, in the order of the model, and why each other child of a container cannot."""
+    can, cannot = examine(model, example)
+    return {
+        "can": [dataclasses.asdict(layer) for layer in can],
+        "cannot": [{"path": path, "reason": reason} for path, reason in cannot.items()],
     }
 
 
@@ -117,10 +129,31 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     for row in found["layers"]:
         layers.add_row(*map(Text, (row["name"] or "(model)", row["type"], f"{row['params']:,}", f"{row['macs']:,}")))
     coverage = _coverage_table(found["coverage"])
-    for table, right in ((coverage, (0, 1)), (groups, (2, 3, 4)), (frozen, (1, 2)), (layers, (2, 3))):
+    made = [(coverage, (0, 1)), (groups, (2, 3, 4)), (frozen, (1, 2)), (layers, (2, 3))]
+    if "layers_removable" in found:
+        made.append((_removable_table(found["layers_removable"], found["params"]), (1, 2)))
+    for table, right in made:
         for i in right:
             table.columns[i].justify = "right"
-    return [coverage, groups, frozen, layers]
+    return [table for table, _ in made]
+
+
+def _removable_table(found: Mapping[str, Any], params: int) -> Table:
+    """Layers that can go whole, then those that cannot, by reason."""
+    can, cannot = found["can"], found["cannot"]
+    title = f"{len(can)} of {len(can) + len(cannot)} layers can be dropped, each by itself"
+    table = Table("layer", "parameters", "of all", "can it go", title=title)
+    for layer in can:
+        kind = "yes: adds to what it gets" if layer["residual"] else "yes"
+        share = f"{layer['params'] / params:.1%}" if params else ""
+        table.add_row(*map(Text, (layer["path"], f"{layer['params']:,}", share, kind)))
+    table.add_section()
+    reasons: dict[str, list[str]] = {}
+    for layer in cannot:
+        reasons.setdefault(layer["reason"], []).append(layer["path"])
+    for reason, paths in reasons.items():
+        table.add_row(*map(Text, (", ".join(paths), "", "", f"no: {reason}")))
+    return table
 
 
 def _coverage_table(found: Mapping[str, Any]) -> Table:

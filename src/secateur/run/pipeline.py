@@ -112,7 +112,7 @@ def prune(
     plan = meet(model, scores, budget, allocation, limits or Limits(), made, tell)
     small, stages = _carry_out(model, plan, steps, quality, tell, before)
     tell("verifying and measuring")
-    report = report_of(model, small, plan, groups, example, budget, target, stages)
+    report = report_of(model, small, plan, groups, example, budget, target, stages, rules)
     _check_unchanged(model, before, "measuring it, or its own forward,")
     return Result(small, plan, report, tuple(stages))
 

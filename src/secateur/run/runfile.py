@@ -24,7 +24,7 @@ from secateur.errors import ArgumentError
 from secateur.run.names import nearest
 
 CostName = Literal["params", "macs", "nbytes", "latency"]
-Kind = Literal["channel", "neuron", "head", "head_dim", "embedding", "width"]
+Kind = Literal["channel", "neuron", "head", "head_dim", "hidden", "expert", "embedding", "width"]
 
 _COUNT = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}

@@ -141,7 +141,7 @@ def half_of(group: Group) -> Bools:
     """Half of the units, a multiple of eight where there are enough."""
     count = group.units // 2
     count = max(count - count % 8, 1) if count >= 16 else max(count, 1)
-    return np.arange(group.units) < count
+    return np.arange(group.units) < max(count, group.least)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from secateur.graph.rules import (
     attention,
     contraction,
     convolution,
+    experts,
     index,
     norm,
     pointwise,
@@ -48,5 +49,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
     }
 )
 
-RESIDUAL_RULES: Mapping[str, Rule] = MappingProxyType({**RULES, **norm.OVER_KEPT})
+RESIDUAL_RULES: Mapping[str, Rule] = MappingProxyType({**RULES, norm.RESIDUAL: pointwise.same})
 """`RULES` that let norms run over a cut axis: residual width becomes a unit; ask for it by passing this table."""
+
+EXPERT_RULES: Mapping[str, Rule] = MappingProxyType({**RULES, **experts.RULES})
+"""`RULES` that let routers choose among the experts that are kept: whole experts of a mixture become units.
+
+``{**sc.RESIDUAL_RULES, **sc.EXPERT_RULES}``, in this order, cuts both.
+"""

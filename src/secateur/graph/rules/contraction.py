@@ -79,14 +79,18 @@ def linear(axes: Axes, call: Call) -> list[Axis]:
     return [*axes[x][:-1], out]
 
 
-def grouped(axes: Axes, call: Call) -> list[Axis]:
-    """(s, k) @ (e, k, n), each row with the matrix of its expert: rows are sorted by numbers that are computed."""
+def grouped(axes: Axes, call: Call, by: Axis = None) -> list[Axis]:
+    """(s, k) @ (e, k, n), each row with the matrix of its expert: rows are sorted by numbers that are computed.
+
+    ``by``: ids of the experts for which rows are counted; None: they are not followed.
+    """
     x, w = call.inputs[:2]
     if x.ndim != 2 or w.ndim != 3:
         raise ValueError(f"shapes {x.shape} and {w.shape}")
     _contract(axes, x, 1, w, 1)
     experts, k, n = axes[w]
-    axes.pin("is chosen by numbers that are computed", experts)
+    axes.tie(experts, by, "is chosen by numbers that are computed")
+    axes.label(experts, "expert")
     _weight_label(axes, w, n)
     axes.count_macs(None, k, n, value=(x.shape[0], *w.shape[1:]))
     if call.op == "aten::_grouped_mm":

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 from secateur.graph.axes import Axes, Axis
 from secateur.graph.recorded import Call, Value
-from secateur.graph.resize import STATISTICS
+from secateur.graph.resize import CHOICES, STATISTICS
 from secateur.graph.rules._table import dims_of, table
 from secateur.graph.rules.reduction import reduce, reduced
 from secateur.graph.sizes import plain
@@ -41,32 +37,35 @@ def _affine(axes: Axes, call: Call, ids: list[Axis], k: int) -> None:
                 axes.tie(mine, theirs)
 
 
+RESIDUAL = "asked::residual"
+"""In a table of rules: cut residual width too."""
+
 _RESIDUAL = "is normalised over: residual width is cut only on request"
 
 
-def layer_norm(axes: Axes, call: Call, residual: bool = False) -> list[list[Axis]]:
+def layer_norm(axes: Axes, call: Call) -> list[list[Axis]]:
     """Statistics run over whatever is kept of the last dim; over several dims they stay."""
     ids, k = axes[call["input"]], len(call["normalized_shape"])
     _affine(axes, call, ids, k)
     if k > 1 or call.api not in STATISTICS:
         axes.pin("is normalised over together with other dims", *ids[-k:])
         return [ids, *_nothing(call)]
-    _over(axes, call, residual, _RESIDUAL, ids[-1])
+    _over(axes, call, _RESIDUAL, ids[-1])
     axes.expect(call.sizes[0] if call.sizes else call["normalized_shape"][0], ids[-1], call, 0 if call.sizes else None)
     return [ids, *_nothing(call)]
 
 
-def _over(axes: Axes, call: Call, residual: bool, reason: str, *ids: Axis) -> None:
+def _over(axes: Axes, call: Call, reason: str, *ids: Axis) -> None:
     if call.inputs[0].weight:
         return  # weights that are standardised are no residual stream
-    if residual:
+    if RESIDUAL in axes.asked:
         for axis in ids:
             axes.label(axis, "width")
     else:
         axes.over(reason, *ids)
 
 
-def group_norm(axes: Axes, call: Call, residual: bool = False) -> list[list[Axis]]:
+def group_norm(axes: Axes, call: Call) -> list[list[Axis]]:
     """Statistics run over the channels that are kept of a group: groups are rows, channels inside them columns."""
     ids, groups = axes[call["input"]], call["group"]
     channels = ids[1]
@@ -74,7 +73,7 @@ def group_norm(axes: Axes, call: Call, residual: bool = False) -> list[list[Axis
         n = len(channels)
         rows, columns = (channels, None) if groups == n else axes.split(channels, [groups, n // groups])
         if call.api in STATISTICS:
-            _over(axes, call, residual, "is normalised over inside its group", columns)
+            _over(axes, call, "is normalised over inside its group", columns)
         else:
             axes.pin("is normalised over inside its group", columns)
         at = next((i for i, s in enumerate(call.sizes) if plain(s) == groups), None)
@@ -86,16 +85,16 @@ def group_norm(axes: Axes, call: Call, residual: bool = False) -> list[list[Axis
     return [ids, *_nothing(call)]
 
 
-def statistic(axes: Axes, call: Call, residual: bool = False) -> list[Axis] | list[list[Axis]]:
+def statistic(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
     """A mean, a variance or an extreme over dims: over whatever is kept of them."""
     source = call["self"]
     indices = call.outs[1] if call.op in ("aten::max", "aten::min") and len(call.outs) > 1 else None
-    if call.api not in STATISTICS or (indices is not None and axes.is_used(indices)):
+    if call.api not in STATISTICS - CHOICES or (indices is not None and axes.is_used(indices)):
         return reduce(axes, call)
     ids = axes[source]
     gone = dims_of(call.args.get("dim"), source.ndim)
     reason = f"is reduced over by {call.api}: residual width is cut only on request"
-    _over(axes, call, residual, reason, *[ids[d] for d in gone])
+    _over(axes, call, reason, *[ids[d] for d in gone])
     if call.api == "rms_norm":  # torch's own, taken apart; its shape is an argument
         axes.expect(call.sizes[0] if call.sizes else None, ids[-1], call, 0)
     return reduced(call, ids, gone)
@@ -108,24 +107,16 @@ def weight_norm(axes: Axes, call: Call) -> list[Axis]:
     return ids
 
 
-def _table(residual: bool) -> dict[str, Callable[..., Any]]:
-    return table(
-        ("native_layer_norm _fused_rms_norm rms_norm", partial(layer_norm, residual=residual)),
-        ("native_group_norm", partial(group_norm, residual=residual)),
-        ("mean var std var_mean std_mean amax amin max min", partial(statistic, residual=residual)),
-    )
-
-
-OVER_KEPT = _table(residual=True)
-
 RULES = {
     **table(
         (
             "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
             "_batch_norm_no_update _batch_norm_with_update",
             batch_norm,
-        )
+        ),
+        ("native_layer_norm _fused_rms_norm rms_norm", layer_norm),
+        ("native_group_norm", group_norm),
+        ("mean var std var_mean std_mean amax amin max min", statistic),
     ),
-    **_table(residual=False),
     "secateur::_weight_norm": weight_norm,
 }

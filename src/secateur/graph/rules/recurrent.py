@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.graph.axes import Axes, Axis
+from secateur.graph.axes import NOTHING, Axes, Axis, Expected
 from secateur.graph.recorded import Call, Value
 from secateur.graph.rules._table import table
+from secateur.graph.sizes import Arithmetic, Extent
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -59,6 +60,7 @@ def recurrent(axes: Axes, call: Call) -> list[list[Axis]]:
             if projected:
                 rows, columns = axes[given[k + plain]]
                 axes.tie(columns, hidden)
+                _projects(axes, call, given[k + plain])
                 axes.label_input(columns)
                 axes.tie(rows, fed)
         assert fed is not None
@@ -72,6 +74,12 @@ def recurrent(axes: Axes, call: Call) -> list[list[Axis]]:
 def _last(value: Value, axis: Axis) -> list[Axis]:
     """Only the last dim is tracked."""
     return [*[None] * (value.ndim - 1), axis]
+
+
+def _projects(axes: Axes, call: Call, w: Value) -> None:
+    """Torch tells a projection by the two sizes, which must go on differing."""
+    differ = Arithmetic("__ne__", Extent(w.index, 0), Extent(w.index, 1))
+    axes.expected.append(Expected(differ, NOTHING, call.place, "a comparison", 1))
 
 
 def cell(axes: Axes, call: Call) -> list[Axis] | list[list[Axis]]:
