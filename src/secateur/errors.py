@@ -55,3 +55,13 @@ class TargetError(SecateurError):
 
 class ArgumentError(SecateurError):
     """An argument, a run file or a name in one is not valid."""
+
+
+def brief(error: BaseException) -> str:
+    r"""The class and the first line of an error.
+
+    Example:
+        >>> brief(ValueError("no\nmore"))
+        'ValueError: no'
+    """
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

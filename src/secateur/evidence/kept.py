@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,10 @@ from torch.overrides import TorchFunctionMode
 from secateur.errors import CoupleError, TraceError
 from secateur.graph.couple import couple
 from secateur.graph.record import trace
-from secateur.graph.recorded import Call
 from secateur.graph.resize import CHOICES, STATISTICS
 from secateur.graph.rules import EXPERT_RULES, RESIDUAL_RULES, RULES, Rule
-from secateur.graph.rules._table import dims_of
+from secateur.graph.statistics import Masks, kept_in
 from secateur.types import Bools, Example, Plan
-
-Masks: TypeAlias = Mapping[tuple[str, int], Mapping[int, Bools]]
-"""(torch function, which call of it in the pass) -> dim -> bool, True where the plan keeps."""
 
 
 def kept_under_statistics(
@@ -40,42 +36,7 @@ def kept_under_statistics(
         groups = couple(graph, {**RESIDUAL_RULES, **EXPERT_RULES, **own})
     except CoupleError:  # rules of the caller's own made the plan: without them nothing can be followed
         return {}
-    axes, root = groups._axes, groups._solution.root
-    gone = np.zeros(axes.n, bool)
-    for (name, dim), keep in plan.axes.items():
-        ids = axes.ids[groups.graph.tensors[name].index][dim]
-        if ids is not None:
-            gone[root[ids[~keep]]] = True
-    for cells, rows, columns in axes.cells:  # a row goes when all of its cells do
-        for part in (rows, columns):
-            whole = np.ones(axes.n, bool)
-            np.logical_and.at(whole, root[part], gone[root[cells]])
-            gone[root[part]] |= whole[root[part]]
-    masks: dict[tuple[str, int], dict[int, Bools]] = {}
-    for call in groups.graph.calls:
-        if call.turn is not None and call.api in STATISTICS and call.inputs:
-            for d in _dims(call):
-                axis = axes[call.inputs[0]][d]
-                if axis is not None and gone[root[axis]].any():
-                    masks.setdefault((call.api, call.turn), {})[d] = ~gone[root[axis]]
-    return masks
-
-
-_CHOOSES = CHOICES | {"_softmax", "_log_softmax", "_safe_softmax"}
-
-
-def _dims(call: Call) -> list[int]:
-    """The dims of its input that a call takes statistics over."""
-    n = call.inputs[0].ndim
-    if "normalized_shape" in call.args:
-        return list(range(n - len(call["normalized_shape"]), n))
-    if call.api in CHOICES:
-        return dims_of(call.args.get("dim"), n) if call.op.removeprefix("aten::") in _CHOOSES else []
-    if call.op == "aten::native_group_norm":
-        return [1]
-    if call.api == "batch_norm":
-        return [d for d in range(n) if d != 1] if call.args.get("training") else []
-    return dims_of(call.args.get("dim"), n) if call.op.split("::")[1] in STATISTICS else []
+    return kept_in(groups, plan.axes)
 
 
 class OverKept(TorchFunctionMode):

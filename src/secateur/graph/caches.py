@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -26,9 +27,9 @@ def forget(modules: Iterable[nn.Module]) -> None:
 
 def _cached(values: Iterable[Any]) -> Iterator[Any]:
     """Functions that remember, and those inside of functions that wrap one."""
-    for value in (getattr(v, "__func__", v) for v in values):  # static methods hold theirs
-        inside = [c.cell_contents for c in getattr(value, "__closure__", None) or () if _filled(c)]
-        for found in (value, *inside):
+    for value in (v.__func__ if isinstance(v, (staticmethod, classmethod)) else v for v in values):
+        cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
+        for found in (value, *[c.cell_contents for c in cells if _filled(c)]):
             if isinstance(found, functools._lru_cache_wrapper):
                 yield found
 

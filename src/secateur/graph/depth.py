@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calling import tensors_of
-from secateur.errors import PlanError, TraceError
+from secateur.errors import PlanError, TraceError, brief
 from secateur.graph.dropping import Bypass, by_container, bypass_, drop_, drops_of, numbered, remaining
 from secateur.graph.numbering import Changes, Numbers, numbers_of
 from secateur.graph.sizes import Attribute, write_attribute
@@ -119,7 +119,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
         dense = attempt(twin, example)
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__} does not run on the example: {first_line(error)}. "
+            f"{type(model).__name__} does not run on the example: {brief(error)}. "
             "Give what its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments"
         ) from error
     fixed: dict[str, str] = {}
@@ -189,7 +189,7 @@ def trouble_without(model: nn.Module, example: Example, gone: Sequence[str], cha
         bypass_(whole, gone)
         left = attempt(whole, example)
     except Exception as error:  # code that counts on a layer may raise anything
-        return f"is needed: without it, {first_line(error)}"
+        return f"is needed: without it, {brief(error)}"
     far = apart(remaining(left, right, drops_of(model, gone)), tensors_of(right))
     return f"is needed: the model without it is not the model with the identity in its place: {far}" if far else ""
 
@@ -241,8 +241,3 @@ def _compare(path: str, layer: nn.Module, found: set[str]) -> None:
 def _own(layer: nn.Module, uses: Mapping[int, int]) -> int:
     mine = Counter(id(p) for _, p in layer.named_parameters(remove_duplicate=False))
     return sum(p.numel() for p in layer.parameters() if mine[id(p)] == uses[id(p)])
-
-
-def first_line(error: Exception) -> str:
-    """Class and first line of an error."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

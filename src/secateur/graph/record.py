@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from secateur.calling import as_call, run, tensors_of
-from secateur.errors import TraceError
+from secateur.errors import TraceError, brief
 from secateur.graph.caches import forget
 from secateur.graph.recorded import Call, Graph, Value
 from secateur.graph.recorder import Recorder
@@ -133,8 +133,6 @@ class _Function(TorchFunctionMode):
         bound = {key: r.enter(given, inputs) for key, given in WHOLES[name](*args, **kwargs).items()}
         bound["owner"] = r.kinds.get(r.stack[-1])
         args, kwargs = tree_map(lambda a: plain(a) if isinstance(a, Size) else a, (args, kwargs))
-        if r.silent:
-            return func(*args, **kwargs)
         r.silent = True
         try:
             out = func(*args, **kwargs)
@@ -317,12 +315,7 @@ def trace(model: nn.Module, example: Example, also: Sequence[Example] = ()) -> G
             failed.append(error)
     given = [tuple(t.shape) for t in tensors_of(as_call(example))]
     raise TraceError(
-        f"{type(model).__name__} does not run on the example (tensor shapes {given}): {_words(failed[-1])}. "
+        f"{type(model).__name__} does not run on the example (tensor shapes {given}): {brief(failed[-1])}. "
         "Give what its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments. "
-        f"(On fake tensors: {_words(failed[-2])})"
+        f"(On fake tensors: {brief(failed[-2])})"
     ) from failed[-1]
-
-
-def _words(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
