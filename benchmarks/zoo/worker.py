@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import statistics
@@ -36,7 +37,10 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _against(case: Any) -> dict[str, Any]:
-    """Seconds of recording, coupling and cutting, in turns with Torch-Pruning's graph building and pruning: medians."""
+    """CPU seconds of recording, coupling and cutting, in turns with Torch-Pruning's graph building and pruning: medians.
+
+    Both cut a copy in place that was made before the clock started.
+    """
     model, example = made(case)
     ours: list[tuple[float, ...]] = []
     theirs: list[float] = []
@@ -55,13 +59,14 @@ def _against(case: Any) -> dict[str, Any]:
 
 
 def _timed(model: Any, example: Any) -> tuple[float, ...]:
-    ticks = [time.perf_counter()]
+    twin = copy.deepcopy(model)
+    ticks = [time.process_time()]
     graph = sc.trace(model, example)
-    ticks.append(time.perf_counter())
+    ticks.append(time.process_time())
     groups = sc.couple(graph)
-    ticks.append(time.perf_counter())
-    sc.apply(sc.random_plan(groups, RATIO, seed=0), model)
-    ticks.append(time.perf_counter())
+    ticks.append(time.process_time())
+    sc.apply_(sc.random_plan(groups, RATIO, seed=0), twin)
+    ticks.append(time.process_time())
     return tuple(b - a for a, b in pairwise(ticks))
 
 

@@ -31,6 +31,7 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> dict[Any, scripts.Script]:
     """A memory that holds nothing yet."""
     known: dict[Any, scripts.Script] = {}
     monkeypatch.setattr(scripts, "_known", known)
+    monkeypatch.setattr(scripts, "_outcomes", {})
     return known
 
 
@@ -71,7 +72,8 @@ def renumbered(graph: Graph) -> Any:
 def anew(model: nn.Module, example: Example) -> Graph:
     """A recording that neither reads nor writes the memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "call", lambda r, mode, func, args, kwargs: func(*args, **kwargs))
+        patch.setattr(record, "call", lambda r, mode, func, args, kwargs: scripts.made_by(r, func, args, kwargs))
+        patch.setattr(record, "outcome", lambda mode, func, args, kwargs: func(*args, **kwargs))
         return sc.trace(model, example)
 
 

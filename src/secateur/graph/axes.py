@@ -191,11 +191,12 @@ class Axes:
 
     def stay(self, size: int, call: Call) -> None:
         """The int in the code must keep its value."""
-        if not isinstance(size, Size) or size.source in self.followed:
+        source = size.source if isinstance(size, Size) else None
+        if source is None or source in self.followed:
             return
-        self.followed.add(size.source)
-        if self.may_follow(size):
-            self.expected.append(Expected(size.source, NOTHING, call.place, call.api, plain(size)))
+        self.followed.add(source)
+        if any(self.follows(leaf) for leaf in leaves(source)):
+            self.expected.append(Expected(source, NOTHING, call.place, call.api, plain(size)))
 
     def follows(self, leaf: Attribute | Extent) -> bool:
         """Whether what an expression reads can change with a cut."""

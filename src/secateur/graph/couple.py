@@ -24,7 +24,7 @@ from secateur.graph.rules.experts import using
 from secateur.graph.rules.pointwise import constant
 from secateur.graph.rules.shape import expand
 from secateur.graph.shells import no_garbage_collection
-from secateur.graph.sizes import Attribute
+from secateur.graph.sizes import Attribute, Size
 from secateur.graph.zeros import Zeros
 from secateur.types import Bools, Frozen, Group, Ints, Keep
 
@@ -221,26 +221,32 @@ def _run_rules(axes: Axes, rules: Mapping[str, Rule]) -> list[str]:
     calls = axes.graph.calls
     for call, following in zip(calls, [*calls[1:], None], strict=True):
         axes.place = call.place
-        _run_rule(axes, call, rules, unknown)
-        zeros.follow(call)
+        if _run_rule(axes, call, rules, unknown):
+            zeros.follow(call)
         if following is None or following.sizes is not call.sizes:  # the last ATen call of a torch function
             for size in call.sizes:
-                axes.stay(size, call)
+                if size.__class__ is Size:
+                    axes.stay(size, call)
             axes.followed.clear()
     return unknown
 
 
-def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[str]) -> None:
-    inputs = call.inputs
-    live = any(a is not None for v in inputs for a in axes[v])
+def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[str]) -> bool:
+    """Run one rule; returns whether the call has anything to do with ids."""
+    inputs, live = call.inputs, False
+    for v in inputs:
+        for a in axes.ids.get(v.index, ()):
+            if a is not None:
+                live = True
+                break
     picks = using(axes, call) if axes.points else None
     rule = picks or rules.get(call.op) or (rules["aten::where"] if call.pointwise else None)
     if rule is None and not inputs:
-        return
+        return False
     if not live and not picks and inputs and rule is not constant and rule is not expand:
-        return  # these may make an axis that follows another
-    if all(v is None for v in call.outs) and call.op not in ("aten::_local_scalar_dense", "secateur::default_scale"):
-        return  # no tensor comes out: nothing to follow
+        return False  # these may make an axis that follows another
+    if call.op not in ("aten::_local_scalar_dense", "secateur::default_scale") and all(v is None for v in call.outs):
+        return live  # no tensor comes out: nothing to follow
     try:
         if rule is None:
             raise KeyError(call.op)
@@ -255,6 +261,7 @@ def _run_rule(axes: Axes, call: Call, rules: Mapping[str, Rule], unknown: list[s
             if out is not None:
                 axes.ids[out.index] = [None] * out.ndim
         unknown.append(f"{call.op} {what} at {call.place.line} in {call.place.module or 'the model'}")
+    return True
 
 
 def _store(axes: Axes, call: Call, result: list[object]) -> None:
@@ -263,7 +270,10 @@ def _store(axes: Axes, call: Call, result: list[object]) -> None:
         if v is None:
             continue
         assert isinstance(ids, list)
-        if len(ids) != v.ndim or any(a is not None and len(a) != n for a, n in zip(ids, v.shape, strict=True)):
+        fits = len(ids) == len(v.shape)
+        for a, n in zip(ids, v.shape, strict=False):
+            fits = fits and (a is None or len(a) == n)
+        if not fits:
             raise ValueError(f"ids {[None if a is None else len(a) for a in ids]} for shape {v.shape}")
         axes.ids[v.index], axes.made_by[v.index] = ids, call.op
 

@@ -22,7 +22,7 @@ from secateur.errors import TraceError, brief
 from secateur.graph.caches import forget
 from secateur.graph.recorded import Call, Graph, Value
 from secateur.graph.recorder import Recorder
-from secateur.graph.scripts import call
+from secateur.graph.scripts import call, outcome
 from secateur.graph.shells import call_op, fake_of, no_garbage_collection
 from secateur.graph.sizes import (
     Attribute,
@@ -135,7 +135,7 @@ class _Function(TorchFunctionMode):
         args, kwargs = tree_map(lambda a: plain(a) if isinstance(a, Size) else a, (args, kwargs))
         r.silent = True
         try:
-            out = func(*args, **kwargs)
+            out = func(*args, **kwargs) if self.fakes is None else outcome(self.fakes, func, args, kwargs)
         finally:
             r.silent = False
         r.write(f"secateur::{name}", bound, inputs, out, pointwise=False)
@@ -221,13 +221,13 @@ def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: Recorder)
         fake_of(mode, e) if isinstance(e, Tensor) else tree_map(functools.partial(fake_of, mode), e) for e in examples
     ]
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what has no fake kernel is recorded on real tensors next
+    was = logger.disabled
+    logger.disabled = True  # what has no fake kernel is recorded on real tensors next
     try:
         with mode:
             return _run(model, fakes, recorder, mode)
     finally:
-        logger.setLevel(level)
+        logger.disabled = was
 
 
 def _on_tensors(model: nn.Module, examples: Sequence[Example], recorder: Recorder) -> list[Value]:

@@ -173,7 +173,7 @@ def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> i
     return read(source)
 
 
-_NO_SIZES = frozenset((bool, float, str, type(None), dict, OrderedDict, set, frozenset, bytes))
+_NO_SIZES = frozenset((bool, float, str, type(None), set, frozenset, bytes))
 
 
 @contextlib.contextmanager
@@ -185,57 +185,75 @@ def remembering(
     Afterwards every module has the attributes, parameters, buffers and training flag that it had, whatever a forward
     pass stored.
     """
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    known: dict[Attribute, int] = {}
+    before = _Before(escape)
     seen: set[int] = set()
     try:
         for name, module in modules.items():
-            own = vars(module)
             if type(module) is nn.MultiheadAttention:  # once cut it runs other code (multihead.py)
                 continue
-            before += [(holder, dict(holder)) for holder in (own, own["_parameters"], own["_buffers"])]
-            before += [(v, dict(v)) for v in own.values() if type(v) in (dict, OrderedDict)]  # caches, hooks
-            for key, config in _tag(own, name, "", escape, known):
+            for key, config in before.tag(vars(module), name, ""):
                 if id(config) not in seen:
                     seen.add(id(config))
-                    before.append((vars(config), dict(vars(config))))
-                    _tag(vars(config), name, f"{key}.", escape, known)
-        yield known
+                    before.tag(vars(config), name, f"{key}.")
+        yield before.known
     finally:
-        for holder, saved in before:
-            for value in holder.values():
-                if hasattr(value, "cache_clear") and hasattr(value, "__wrapped__"):  # functools.cache of a method
-                    value.cache_clear()
-            holder.clear()
+        before.restore()
+
+
+class _Before:
+    """What objects held before a recording: their attributes, and the dicts among these."""
+
+    def __init__(self, escape: Callable[[Expression], None]) -> None:
+        self.escape = escape
+        self.known: dict[Attribute, int] = {}
+        self.held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.empty: list[dict[str, Any]] = []  # most dicts of a module are, hooks above all
+        self.caches: list[Any] = []
+
+    def tag(self, holder: dict[str, Any], module: str, prefix: str) -> list[tuple[str, Any]]:
+        """Tag the ints and the sequences of ints; returns the objects that may hold more of them, such as a config."""
+        self.held.append((holder, dict(holder)))
+        configs = []
+        for key, value in holder.items():
+            kind = value.__class__
+            if kind in _NO_SIZES:
+                continue
+            if kind is OrderedDict or kind is dict:
+                if value:
+                    self.held.append((value, dict(value)))
+                    self.caches += [v for v in value.values() if hasattr(v, "cache_clear")]
+                else:
+                    self.empty.append(value)
+            elif kind is int:
+                if value > 1:
+                    at = Attribute(module, prefix + key)
+                    self.known[at] = value
+                    holder[key] = Size(value, at, self.escape)
+            elif kind is tuple or kind is list:
+                if value and all(type(i) is int for i in value):
+                    places = [Attribute(module, f"{prefix}{key}.{j}") for j in range(len(value))]
+                    self.known.update(zip(places, value, strict=True))
+                    holder[key] = kind(Size(i, at, self.escape) for i, at in zip(value, places, strict=True))
+            elif callable(value):  # modules and classes are
+                if hasattr(value, "cache_clear"):
+                    self.caches.append(value)
+            elif key[0] != "_" and hasattr(value, "__dict__"):
+                configs.append((key, value))
+        return configs
+
+    def restore(self) -> None:
+        """Put everything back, and empty the `functools.cache` of methods."""
+        for holder, saved in self.held:
             holder.update(saved)
-
-
-def _tag(
-    holder: dict[str, Any],
-    module: str,
-    prefix: str,
-    escape: Callable[[Expression], None],
-    known: dict[Attribute, int],
-) -> list[tuple[str, Any]]:
-    """Tag the ints and the sequences of ints; returns the objects that may hold more of them, such as a config."""
-    configs = []
-    for key, value in holder.items():
-        kind = type(value)
-        if kind in _NO_SIZES:
-            continue
-        if kind is int:
-            if value > 1:
-                at = Attribute(module, prefix + key)
-                known[at] = value
-                holder[key] = Size(value, at, escape)
-        elif kind is tuple or kind is list:
-            if value and all(type(i) is int for i in value):
-                places = [Attribute(module, f"{prefix}{key}.{j}") for j in range(len(value))]
-                known.update(zip(places, value, strict=True))
-                holder[key] = kind(Size(i, at, escape) for i, at in zip(value, places, strict=True))
-        elif key[0] != "_" and hasattr(value, "__dict__") and not callable(value):  # modules and classes are callable
-            configs.append((key, value))
-    return configs
+            if len(holder) != len(saved):
+                holder.clear()
+                holder.update(saved)
+        for holder in self.empty:
+            if holder:
+                holder.clear()
+        for cache in self.caches:
+            if hasattr(cache, "__wrapped__"):
+                cache.cache_clear()
 
 
 def read_attribute(model: nn.Module, at: Attribute) -> Setting:

@@ -91,7 +91,7 @@ class Zeros:
 
     def follow(self, call: Call) -> None:
         """Work out the outputs of a call, and pin what it may not sum over."""
-        tracked = [v for v in call.outs if v is not None and any(a is not None for a in self.axes[v])]
+        tracked = [v for v in call.outs if v is not None and _any(self.axes.ids.get(v.index))]
         op = call.op.removeprefix("aten::")
         if not tracked:
             if op in _CONTRACTIONS:
@@ -201,6 +201,14 @@ class Zeros:
         """A sum over dim ``i`` of x and dim ``j`` of y."""
         if not (self(x)[i] or self(y)[j]):
             self.axes.pin(_WHY, self.axes[x][i], self.axes[y][j])
+
+
+def _any(axes: Sequence[Axis] | None) -> bool:
+    if axes is not None:
+        for a in axes:
+            if a is not None:
+                return True
+    return False
 
 
 def _same(a: Axis, b: Axis) -> bool:
