@@ -91,3 +91,15 @@ def example_of(model: nn.Module) -> Callable[[Any], tuple[Example, Any]]:
         return tuple(batch), None
 
     return split
+
+
+def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every parameter and every buffer, by every name it has."""
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for holder, out in ((module._parameters, parameters), (module._buffers, buffers)):
+            for name, tensor in holder.items():
+                if tensor is not None:
+                    out[f"{prefix}.{name}" if prefix else name] = tensor
+    return parameters, buffers

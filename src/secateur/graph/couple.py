@@ -89,19 +89,33 @@ class Groups:
         Raises:
             PlanError: groups that overlap (heads and head dims, say) leave nothing of an axis together.
         """
-        gone, out = self.removed(keep), {}
+        keys, roots, starts = self._laid
+        gone, out = self.removed(keep)[roots], {}
+        lost = np.add.reduceat(gone, starts, dtype=np.int64) if keys else np.zeros(0, np.int64)
+        for k in np.nonzero(lost)[0].tolist():
+            (name, d), at = keys[k], int(starts[k])
+            size = self.graph.tensors[name].shape[d]
+            if lost[k] == size:
+                losing = [g.name for g in self.groups if not keep.get(g.name, np.ones(1)).all()]
+                mine = [n for n in losing if any((s.name, s.dim) == (name, d) for s in self[n].slices)]
+                raise PlanError(
+                    f"{mine} together remove all {size} positions of dim {d} of {name}: keep more units of one of them"
+                )
+            out[name, d] = ~gone[at : at + size]
+        return out
+
+    @functools.cached_property
+    def _laid(self) -> tuple[list[tuple[str, int]], Ints, Ints]:
+        """Every tracked axis of every tensor, one after another: (tensor, dim), roots, where each begins."""
+        keys: list[tuple[str, int]] = []
+        vectors: list[Ints] = [np.zeros(0, np.int64)]
         for name, value in self.graph.tensors.items():
             for d, ids in enumerate(self._axes.ids[value.index]):
-                if ids is not None and gone[self._solution.root[ids]].any():
-                    out[name, d] = ~gone[self._solution.root[ids]]
-                    if not out[name, d].any():
-                        losing = [g.name for g in self.groups if not keep.get(g.name, np.ones(1)).all()]
-                        mine = [n for n in losing if any((s.name, s.dim) == (name, d) for s in self[n].slices)]
-                        raise PlanError(
-                            f"{mine} together remove all {len(ids)} positions of dim {d} of {name}: "
-                            "keep more units of one of them"
-                        )
-        return out
+                if ids is not None and ids.size:
+                    keys.append((name, d))
+                    vectors.append(self._solution.root[ids])
+        starts = np.cumsum([v.size for v in vectors])[:-1]
+        return keys, np.concatenate(vectors), starts.astype(np.int64)
 
     def params(self, keep: Keep) -> int:
         """Number of parameters left (shared ones counted once)."""

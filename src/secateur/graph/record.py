@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from secateur.calling import as_call, run, tensors_of
+from secateur.calling import as_call, named_tensors, run, tensors_of
 from secateur.errors import TraceError, brief
 from secateur.graph.caches import forget
 from secateur.graph.recorded import Call, Graph, Value
@@ -201,18 +201,6 @@ def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, 
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every parameter and every buffer, by every name it has."""
-    parameters: dict[str, Tensor] = {}
-    buffers: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for holder, out in ((module._parameters, parameters), (module._buffers, buffers)):
-            for name, tensor in holder.items():
-                if tensor is not None:
-                    out[f"{prefix}.{name}" if prefix else name] = tensor
-    return parameters, buffers
-
-
 def _on_fakes(model: nn.Module, examples: Sequence[Example], recorder: Recorder) -> list[Value]:
     """Fake tensors: shapes and devices, no arithmetic and no memory."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -257,7 +245,7 @@ Way: TypeAlias = Callable[[nn.Module, Sequence[Example], Recorder], list[Value]]
 
 
 def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
-    recorder, (parameters, buffers) = Recorder(), _named(model)
+    recorder, (parameters, buffers) = Recorder(), named_tensors(model)
     named = {**parameters, **buffers}
     tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
     with no_garbage_collection(), _watching(model, recorder) as known, torch.no_grad():

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from secateur.calling import named_tensors
 from secateur.errors import PlanError
 from secateur.graph.dropping import by_container, bypass_, drop_, original, renamed
 from secateur.graph.multihead import narrow_
@@ -53,7 +54,9 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, old in _tensors(model).items():
         if id(old) not in memo:
-            memo[id(old)] = _like(old, _cut(plan, name, old.detach()).clone())
+            whole = old.detach()
+            new = _cut(plan, name, whole)
+            memo[id(old)] = _like(old, new.clone() if new is whole else new)
     small = duplicate(model, memo)
     _check_copy(plan, model, small)
     _finish(plan, small)
@@ -93,8 +96,11 @@ def apply_(plan: Plan, model: nn.Module) -> nn.Module:
     for name, old in _tensors(model).items():
         if id(old) not in done:
             done.add(id(old))
+            whole = old.detach()
+            new = _cut(plan, name, whole)
+            if new is whole:  # nothing of it goes
+                continue
             grad = None if old.grad is None else _cut(plan, name, old.grad)
-            new = _cut(plan, name, old.detach()).clone()
             old.grad = None
             if old.requires_grad:  # only another dtype makes autograd forget the old shape while a graph is alive
                 old.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
@@ -169,8 +175,9 @@ def _size_before(plan: Plan, name: str, shape: torch.Size) -> tuple[int, ...]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    return named | dict(model.named_buffers(remove_duplicate=False))
+    """Every parameter and every buffer, by every name it has."""
+    parameters, buffers = named_tensors(model)
+    return parameters | buffers
 
 
 def _check(plan: Plan, model: nn.Module) -> None:
