@@ -161,8 +161,8 @@ class _Table:
         names, rates = [], []
         for family in families(groups):
             keep = {**full, **together(groups, {g.name: half_of(g) for g in family})}
-            saved = dense * (1 - timed.ratio(apply(make_plan(groups, keep), timed.model)))
             fewer = macs - groups.macs(keep)
+            saved = dense * (1 - timed.ratio(apply(make_plan(groups, keep), timed.model))) if fewer else 0.0
             names.append(tuple(g.name for g in family))
             rates.append(max(saved, 0.0) / max(fewer, 1))
         if not any(rates):
