@@ -52,34 +52,39 @@ def allocate(
         >>> allocate(scores, sc.Budget.of_dense(sc.params(net), 0.5), sc.uniform).removed
         5
     """
-    limits = limits or Limits()
-    groups = scores.groups
-    check_limits(groups, limits)
-    options = {g.name: allowed_counts(g, limits) for g in groups}
-    _check_same_count(groups, budget.cost)
-    choices = Choices(
-        options,
-        lambda counts: fits(groups, keep_best(scores, counts)),
-        lambda counts: budget.cost.of(groups, keep_best(scores, counts)),
-    )
-    about = {
-        "criterion": scores.criterion,
-        "normalization": scores.normalization,
-        "allocation": getattr(allocation, "__name__", type(allocation).__name__),
-        "budget": asked(budget),
-        **(made or {}),
-    }
+    choices = _choices(scores, budget, limits or Limits())
+    about = {**_about(scores, budget, allocation), **(made or {})}
     if choices.price(choices.least) > budget.limit:
         return _plan(scores, budget, _reachable(choices, budget), about)
-    counts = allocation(scores, budget, options)
+    counts = allocation(scores, budget, choices.options)
     try:
         return _plan(scores, budget, counts, about)
     except (PlanError, CoupleError):
-        if any(counts[n] not in o for n, o in options.items()) or choices.possible(counts):
+        if any(counts[n] not in o for n, o in choices.options.items()) or choices.possible(counts):
             raise
     floor = _reachable(choices, budget)
     counts = reconciled(choices, counts, lambda left: allocation(scores, budget, left), budget.limit, floor)
     return _plan(scores, budget, counts, about)
+
+
+def _choices(scores: Scores, budget: Budget, limits: Limits) -> Choices:
+    groups = scores.groups
+    check_limits(groups, limits)
+    _check_same_count(groups, budget.cost)
+    return Choices(
+        {g.name: allowed_counts(g, limits) for g in groups},
+        lambda counts: fits(groups, keep_best(scores, counts)),
+        lambda counts: budget.cost.of(groups, keep_best(scores, counts)),
+    )
+
+
+def _about(scores: Scores, budget: Budget, allocation: Allocation) -> dict[str, Any]:
+    return {
+        "criterion": scores.criterion,
+        "normalization": scores.normalization,
+        "allocation": getattr(allocation, "__name__", type(allocation).__name__),
+        "budget": asked(budget),
+    }
 
 
 def _reachable(choices: Choices, budget: Budget) -> Counts:
