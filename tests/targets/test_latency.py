@@ -78,6 +78,32 @@ def test_predictions_fall_with_what_is_cut_and_start_at_dense(monkeypatch: pytes
         assert values[-1] < values[0]
 
 
+class Pair(nn.Module):
+    """Two layers that are alike, which cannot both lose half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides, self.out = nn.ModuleList(nn.Linear(6, 8) for _ in range(2)), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([side(x) for side in self.sides], -1)
+        return self.out(torch.relu(h) if h.shape[-1] > 8 else torch.tanh(h))  # type: ignore[no-any-return]
+
+
+def test_a_family_that_cannot_all_be_halved_is_probed_by_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = Pair(), torch.zeros(2, 6)
+    clock = Clock(lambda m: 1e-3 + 1e-6 * linear_macs(m), monkeypatch)
+    groups, cost = groups_of(net, x), sc.latency(net, x, clock.target)
+    assert [len(f) for f in families(groups)] == [2]
+    for one, two in ((8, 8), (4, 8), (6, 5), (1, 8), (1, 1)):
+        keep = {"sides.0:neuron": np.arange(8) < one, "sides.1:neuron": np.arange(8) < two}
+        assert cost.of(groups, keep) == pytest.approx(1e-3 + 1e-6 * (6 + 3) * (one + two))
+    for fraction in (0.95, 0.9, 0.8):
+        budget = sc.Budget.of_dense(cost, 1 - (1 - 1e-3 / cost.dense) * (1 - fraction))
+        plan = sc.allocate(sc.score(net, groups, sc.magnitude), budget, sc.knapsack)
+        assert cost.of(groups, plan.keep) <= budget.limit
+
+
 def test_what_is_measured_is_the_ratio_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine slows down by half between two measurements: ratios, and what follows from them, do not notice."""
     slow = [1.0]

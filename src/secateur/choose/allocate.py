@@ -10,12 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from secateur.choose.plan import make_plan
-from secateur.errors import BudgetError, PlanError
+from secateur.choose.together import Choices, Counts, fits, least, reconciled
+from secateur.errors import BudgetError, CoupleError, PlanError
 from secateur.graph.couple import Groups
 from secateur.types import Bools, Budget, Cost, Floats, Group, Ints, Limits, Plan, Scores
-
-Counts: TypeAlias = Mapping[str, int]
-"""Group name -> units kept."""
 
 _KINDS = ("channel", "embedding", "expert", "head", "head_dim", "hidden", "neuron", "width")
 
@@ -32,6 +30,9 @@ def allocate(
 ) -> Plan:
     """Choose which units stay so that the budget holds: the best-scored of each group, ties by position.
 
+    Where groups cannot all be cut as the allocation chooses (together they would leave nothing of an axis, or a size
+    in the code could not follow), it is asked again without the counts that were refused.
+
     Args:
         scores: from `sc.score`, made comparable across groups where the allocation compares them.
         budget: upper limit on a cost.
@@ -40,8 +41,8 @@ def allocate(
         made: what else to write into the plan about its making.
 
     Raises:
-        BudgetError: the limits do not let the cost fall to the budget; ``closest`` says how far it falls. Or the cost
-            was counted on another model or example than the scores.
+        BudgetError: the limits, and what can go together, do not let the cost fall to the budget; ``closest`` says how
+            far it falls. Or the cost was counted on another model or example than the scores.
         PlanError: the budget is met without cutting anything, or a limit makes no sense or matches no group.
 
     Example:
@@ -51,33 +52,68 @@ def allocate(
         >>> allocate(scores, sc.Budget.of_dense(sc.params(net), 0.5), sc.uniform).removed
         5
     """
-    limits = limits or Limits()
+    choices = _choices(scores, budget, limits or Limits())
+    about = {**_about(scores, budget, allocation), **(made or {})}
+    if choices.price(choices.least) > budget.limit:
+        return _plan(scores, budget, _reachable(choices, budget), about)
+    counts = allocation(scores, budget, choices.options)
+    try:
+        return _plan(scores, budget, counts, about)
+    except (PlanError, CoupleError):
+        if any(counts[n] not in o for n, o in choices.options.items()) or choices.possible(counts):
+            raise
+    floor = _reachable(choices, budget)
+    counts = reconciled(choices, counts, lambda left: allocation(scores, budget, left), budget.limit, floor)
+    return _plan(scores, budget, counts, about)
+
+
+def _choices(scores: Scores, budget: Budget, limits: Limits) -> Choices:
     groups = scores.groups
     check_limits(groups, limits)
-    options = {g.name: allowed_counts(g, limits) for g in groups}
     _check_same_count(groups, budget.cost)
-    least = keep_best(scores, {g.name: int(options[g.name][0]) for g in groups})
-    reachable = budget.cost.of(groups, least)
-    if reachable > budget.limit:
-        raise BudgetError(
-            f"budget {budget.cost.name} <= {budget.limit:.6g} {budget.cost.unit} cannot be met: with everything cut "
-            f"that the limits allow, {reachable:.6g} {budget.cost.unit} is left of {budget.cost.dense:.6g}. Ask for at "
-            f"least that, or relax minimum, multiple, max_sparsity, per_group or ignore",
-            closest=float(reachable),
-        )
-    keep = keep_best(scores, allocation(scores, budget, options))
-    if all(m.all() for m in keep.values()):
-        raise PlanError(
-            f"nothing is cut: {budget.cost.name} is {budget.cost.dense:.6g} {budget.cost.unit} and the budget "
-            f"{budget.limit:.6g} holds already; ask for less"
-        )
-    about = {
+    return Choices(
+        {g.name: allowed_counts(g, limits) for g in groups},
+        lambda counts: fits(groups, keep_best(scores, counts)),
+        lambda counts: budget.cost.of(groups, keep_best(scores, counts)),
+    )
+
+
+def _about(scores: Scores, budget: Budget, allocation: Allocation) -> dict[str, Any]:
+    return {
         "criterion": scores.criterion,
         "normalization": scores.normalization,
         "allocation": getattr(allocation, "__name__", type(allocation).__name__),
         "budget": asked(budget),
     }
-    return make_plan(groups, keep, {**about, **(made or {})})
+
+
+def _reachable(choices: Choices, budget: Budget) -> Counts:
+    """The least that can be carried out, if the budget holds there."""
+    counts, _ = choices.raised(choices.least)
+    reachable = float(choices.price(counts))
+    if reachable <= budget.limit:
+        return counts
+    what = "that the limits allow" if counts == choices.least else "that the limits allow and that can go together"
+    raise BudgetError(
+        f"budget {budget.cost.name} <= {_amount(budget.limit, budget.cost)} cannot be met: with everything cut {what}, "
+        f"{_amount(reachable, budget.cost)} is left of {budget.cost.dense:.6g}. Ask for at least that, or relax "
+        "minimum, multiple, max_sparsity, per_group or ignore",
+        closest=reachable,
+    )
+
+
+def _plan(scores: Scores, budget: Budget, counts: Counts, made: Mapping[str, Any]) -> Plan:
+    keep = keep_best(scores, counts)
+    if all(m.all() for m in keep.values()):
+        raise PlanError(
+            f"nothing is cut: {budget.cost.name} is {_amount(budget.cost.dense, budget.cost)} and the budget "
+            f"{budget.limit:.6g} holds already; ask for less"
+        )
+    return make_plan(scores.groups, keep, made)
+
+
+def _amount(value: float, cost: Cost) -> str:
+    return f"{value:.6g} {cost.unit}".rstrip()
 
 
 def _check_same_count(groups: Groups, cost: Cost) -> None:
@@ -86,9 +122,8 @@ def _check_same_count(groups: Groups, cost: Cost) -> None:
     whole = cost.of(groups, groups.all_kept())
     if not math.isclose(whole, cost.dense, rel_tol=1e-6):
         raise BudgetError(
-            f"{cost.name} of the budget were counted as {cost.dense:.6g} {cost.unit}".rstrip()
-            + f", but what is to be cut has {whole:.6g}: count and trace the same model on the same example (batch "
-            "size and lengths included)"
+            f"{cost.name} of the budget were counted as {_amount(cost.dense, cost)}, but what is to be cut has "
+            f"{whole:.6g}: count and trace the same model on the same example (batch size and lengths included)"
         )
 
 
@@ -154,23 +189,14 @@ def keep_best(scores: Scores, counts: Counts) -> dict[str, Bools]:
     return out
 
 
-def _least(n: int, holds: Callable[[int], bool]) -> int:
-    """Smallest i in 0..n for which ``holds`` is true, given that it is true from some i on and at n."""
-    low, high = 0, n
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
-
-
 def uniform(scores: Scores, budget: Budget, options: Mapping[str, Ints]) -> Counts:
     """The same fraction of every group, as little as meets the budget (kept counts rounded up to allowed ones)."""
     steps = 4096
 
     def counts(i: int) -> Counts:
-        return {g.name: int(_at_least(options[g.name], round((1 - i / steps) * g.units))) for g in scores.groups}
+        return {g.name: int(_atleast(options[g.name], round((1 - i / steps) * g.units))) for g in scores.groups}
 
-    return counts(_least(steps, lambda i: budget.cost.of(scores.groups, keep_best(scores, counts(i))) <= budget.limit))
+    return counts(least(steps, lambda i: budget.cost.of(scores.groups, keep_best(scores, counts(i))) <= budget.limit))
 
 
 def global_(scores: Scores, budget: Budget, options: Mapping[str, Ints]) -> Counts:
@@ -185,13 +211,13 @@ def global_(scores: Scores, budget: Budget, options: Mapping[str, Ints]) -> Coun
 
     def counts(i: int) -> Counts:
         left = sizes - np.bincount(ranked[:i], minlength=len(names))
-        return {n: int(_at_least(options[n], left[k])) for k, n in enumerate(names)}
+        return {n: int(_atleast(options[n], left[k])) for k, n in enumerate(names)}
 
     cost = budget.cost.of
-    return counts(_least(len(ranked), lambda i: cost(scores.groups, keep_best(scores, counts(i))) <= budget.limit))
+    return counts(least(len(ranked), lambda i: cost(scores.groups, keep_best(scores, counts(i))) <= budget.limit))
 
 
-def _at_least(options: Ints, count: int) -> int:
+def _atleast(options: Ints, count: int) -> int:
     return int(options[np.searchsorted(options, max(count, options[0]))])
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from secateur.errors import CoupleError, PlanError
+from secateur.choose.together import together
+from secateur.errors import PlanError
 from secateur.graph.couple import Groups
-from secateur.types import Bools, Keep, Plan
+from secateur.types import Keep, Plan
 
 
 def make_plan(groups: Groups, keep: Keep, made: Mapping[str, Any] | None = None) -> Plan:
@@ -70,20 +71,4 @@ def random_plan(groups: Groups, sparsity: float, seed: int) -> Plan:
         kept = min(g.units, -(-kept // g.multiple) * g.multiple)
         mask[rng.permutation(g.units)[: g.units - kept]] = False
         keep[g.name] = mask
-    return make_plan(groups, _together(groups, keep), {"criterion": "random_plan", "sparsity": sparsity, "seed": seed})
-
-
-def _together(groups: Groups, keep: Keep) -> Keep:
-    """The masks that can be carried out together: groups that overlap may leave nothing of an axis they share."""
-
-    def add(accepted: dict[str, Bools], names: list[str]) -> dict[str, Bools]:
-        tried = accepted | {n: keep[n] for n in names}
-        try:
-            groups.axes(tried)
-            groups.repairs(tried)
-        except (PlanError, CoupleError):
-            half = len(names) // 2
-            return accepted if len(names) < 2 else add(add(accepted, names[:half]), names[half:])
-        return tried
-
-    return add({}, list(keep))
+    return make_plan(groups, together(groups, keep), {"criterion": "random_plan", "sparsity": sparsity, "seed": seed})

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from secateur.choose.plan import make_plan
+from secateur.choose.together import together
 from secateur.digest import model_hash
 from secateur.graph.couple import Groups
 from secateur.graph.surgery import apply
@@ -159,9 +160,9 @@ class _Table:
         macs = groups.macs(full)
         names, rates = [], []
         for family in families(groups):
-            keep = {**full, **{g.name: half_of(g) for g in family}}
-            saved = dense * (1 - timed.ratio(apply(make_plan(groups, keep), timed.model)))
+            keep = {**full, **together(groups, {g.name: half_of(g) for g in family})}
             fewer = macs - groups.macs(keep)
+            saved = dense * (1 - timed.ratio(apply(make_plan(groups, keep), timed.model))) if fewer else 0.0
             names.append(tuple(g.name for g in family))
             rates.append(max(saved, 0.0) / max(fewer, 1))
         if not any(rates):
