@@ -37,7 +37,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _against(case: Any) -> dict[str, Any]:
-    """CPU seconds of recording, coupling and cutting, in turns with Torch-Pruning's graph building and pruning: medians.
+    """Median CPU seconds of recording, coupling and cutting, in turns with Torch-Pruning's graph building and pruning.
 
     Both cut a copy in place that was made before the clock started.
     """

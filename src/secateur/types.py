@@ -97,18 +97,33 @@ class Frozen:
 
 
 @dataclass(frozen=True)
+class Weighing:
+    """How important each single weight is: larger is kept.
+
+    Attributes:
+        score: ``(model, weights, stats) -> {name: tensor of the weight's shape}``, of all weights at once.
+        stat: what calibration data it needs: ``(model, batches, weights) -> stats``, or None.
+    """
+
+    score: Callable[[nn.Module, Mapping[str, Tensor], Any], dict[str, Tensor]]
+    stat: Callable[[nn.Module, Any, Mapping[str, Tensor]], Any] | None = None
+
+
+@dataclass(frozen=True)
 class Criterion:
-    """How important each unit is: larger is kept.
+    """How important each unit is, or each single weight: larger is kept.
 
     Attributes:
         name: as it will stand in the plan.
-        score: ``(model, group, stats) -> float64 array of shape (units,)``.
+        score: ``(model, group, stats) -> float64 array of shape (units,)``, or None if it scores weights alone.
         stat: what calibration data it needs: ``(model, batches) -> stats``, or None.
+        weights: how it scores single weights, or None if it scores units alone.
     """
 
     name: str
-    score: Callable[[nn.Module, Group, Any], Floats]
+    score: Callable[[nn.Module, Group, Any], Floats] | None = None
     stat: Callable[..., Any] | None = None
+    weights: Weighing | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from secateur.graph.couple import Groups
 from secateur.score.calibrate import Loss, Moment, contributions, default_loss, moments
 from secateur.score.capture import columns, matrix
 from secateur.score.obs import Consumer, removal_order
-from secateur.types import Batches, Criterion, Floats, Group, Scores, Slice
+from secateur.types import Batches, Criterion, Floats, Group, Scores, Slice, Weighing
 
 
 def score(model: nn.Module, groups: Groups, criterion: Criterion, stats: Any = None) -> Scores:
@@ -34,6 +34,10 @@ def score(model: nn.Module, groups: Groups, criterion: Criterion, stats: Any = N
     """
     if not isinstance(criterion, Criterion):
         raise ArgumentError(f"criterion must be a Criterion, such as sc.taylor or sc.random(seed), got {criterion!r}")
+    if criterion.score is None:
+        raise ArgumentError(
+            f"criterion {criterion.name} scores single weights, not units: use sc.magnitude or sc.taylor"
+        )
     if criterion.stat is not None and stats is None:
         raise DataError(
             f"criterion {criterion.name} needs calibration data: stats = sc.calibrate(model, batches, criterion)"
@@ -76,8 +80,13 @@ def _l2(model: nn.Module, group: Group, stats: Any) -> Floats:
 magnitude_l1 = Criterion("magnitude_l1", _l1)
 """Sum of absolute weights of everything that goes with the unit (filter norm, arXiv:1608.08710)."""
 
-magnitude = Criterion("magnitude", _l2)
-"""Euclidean norm of all the weights that go with the unit (group norm, arXiv:2301.12900)."""
+
+def _absolute(model: nn.Module, weights: Mapping[str, Tensor], stats: Any) -> dict[str, Tensor]:
+    return {name: w.detach().abs().float() for name, w in weights.items()}
+
+
+magnitude = Criterion("magnitude", _l2, weights=Weighing(_absolute))
+"""Euclidean norm of all the weights that go with the unit (group norm, arXiv:2301.12900); ``|w|`` of a single weight."""
 
 
 def taylor_with(loss: Loss = default_loss, name: str = "taylor", power: int = 2) -> Criterion:
