@@ -86,7 +86,7 @@ def _absolute(model: nn.Module, weights: Mapping[str, Tensor], stats: Any) -> di
 
 
 magnitude = Criterion("magnitude", _l2, weights=Weighing(_absolute))
-"""Euclidean norm of all the weights that go with the unit (group norm, arXiv:2301.12900); ``|w|`` of a single weight."""
+"""Euclidean norm of all the weights that go with the unit (group norm, arXiv:2301.12900); ``|w|`` of a weight."""
 
 
 def taylor_with(loss: Loss = default_loss, name: str = "taylor", power: int = 2) -> Criterion:

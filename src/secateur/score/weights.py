@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ArgumentError, DataError, PlanError
-from secateur.types import Batches, Criterion
+from secateur.types import Batches, Criterion, Weighing
 
 
 def prunable(model: nn.Module, ignore: Sequence[str] = (), only: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -96,7 +96,7 @@ def saliency(
     return found
 
 
-def _weighing(criterion: Criterion) -> Any:
+def _weighing(criterion: Criterion) -> Weighing:
     if not isinstance(criterion, Criterion) or criterion.weights is None:
         raise ArgumentError(
             f"{getattr(criterion, 'name', criterion)!r} does not score single weights: use one such as sc.magnitude"

@@ -16,7 +16,7 @@ def cubic(final: float, start: int, end: int, initial: float = 0.0) -> Schedule:
 
     Example:
         >>> [round(cubic(0.9, 0, 4)(t), 3) for t in range(6)]
-        [0.0, 0.52, 0.788, 0.886, 0.9, 0.9]
+        [0.0, 0.52, 0.787, 0.886, 0.9, 0.9]
     """
     check_sparsity(final)
     check_sparsity(initial)
