@@ -1,32 +1,48 @@
-"""The command line: ``secateur inspect | prune | measure | verify | report | schema``."""
+"""The command line: ``secateur inspect | prune | sparsify | tickets | measure | verify | report | schema``."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from secateur.cli_common import (
+    BUDGET,
+    ERROR,
+    EXITS,
+    INTERRUPTED,
+    MODEL,
+    OK,
+    UNVERIFIED,
+    USAGE,
+    Data,
+    Example_,
+    Json,
+    Model,
+    Seed,
+    TargetName,
+    Threads,
+    log,
+    pairs,
+    print_json,
+    progress,
+    say,
+    seed_,
+)
+from secateur.cli_sparse import sparsify, tickets
 from secateur.errors import ArgumentError, BudgetError, SecateurError
 from secateur.run.runfile import RunFile
 
 if TYPE_CHECKING:
     from secateur.types import Report
-
-OK, ERROR, BUDGET, UNVERIFIED, USAGE, INTERRUPTED = 0, 1, 2, 3, 64, 130
-EXITS = (
-    "Exit codes: 0 done, and every check holds; 1 an error; 2 the budget cannot be met (the closest "
-    "reachable is "
-    "told); 3 verification failed; 64 the arguments or the run file are not valid; 130 interrupted."
-)
 
 app = typer.Typer(
     name="secateur",
@@ -36,22 +52,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-log = logging.getLogger("secateur")
-
-MODEL = "module:factory, a Hugging Face model folder, or a folder that secateur wrote."
-Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
-Example_ = Annotated[
-    str | None,
-    typer.Option(
-        "--example",
-        help="A shape such as 1x3x224x224, ids=1x128:int64:30522,mask=1x128:ones, or module:callable.",
-    ),
-]
-Data = Annotated[str | None, typer.Option("--data", help="module:callable, or a .npy, .npz or .safetensors file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn. (default: 0)")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the target. (default: 1)")]
-TargetName = Annotated[str | None, typer.Option("--target", help="onnxruntime, eager, or module:target.")]
 
 
 @app.callback()
@@ -82,11 +82,11 @@ def inspect(
     from secateur.run.inspect import tables
     from secateur.run.subjects import model_and_example
 
-    _seed(seed or 0)
+    seed_(seed or 0)
     net, given = model_and_example(model, example, data)
     found = look(net, couple(trace(net, given), ignore=ignore or ()), given, layers)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     console = Console()
     for table in tables(found):
@@ -137,7 +137,7 @@ def prune(
         "model": model, "budget": budget, "target": target, "data": data, "out": out, "example": example,
         "criterion": criterion, "allocation": allocation, "normalization": normalization, "recover": recover,
         "multiple": multiple, "minimum": minimum, "max_sparsity": max_sparsity, "ignore": ignore,
-        "by_kind": _pairs("--by-kind", by_kind, int), "per_group": _pairs("--per-group", per_group, float),
+        "by_kind": pairs("--by-kind", by_kind, int), "per_group": pairs("--per-group", per_group, float),
         "batch_size": batch_size, "seed": seed, "threads": threads,
     }  # fmt: skip
     explicit = {k: v for k, v in given.items() if v is not None and v != []}
@@ -149,7 +149,7 @@ def prune(
     if as_json:
         from secateur.evidence.report import to_json
 
-        _print_json({**to_json(report), "folder": str(folder)})
+        print_json({**to_json(report), "folder": str(folder)})
     else:
         from secateur.evidence.report import to_table
 
@@ -169,8 +169,8 @@ def _prune(arguments: RunFile, force: bool, command: str) -> tuple[Report, Path]
     kept = {k: v for k, v in arguments.arguments().items() if k != "out"}
     with claim(arguments.out, kept, force) as folder:
         if folder.resumed:
-            _say(f"going on with the unfinished run in {folder.path}")
-        report = execute(arguments, folder, command, _progress)
+            say(f"going on with the unfinished run in {folder.path}")
+        report = execute(arguments, folder, command, progress)
     return report, folder.path
 
 
@@ -189,10 +189,10 @@ def measure(
     from secateur.run.assemble import target as target_of
     from secateur.run.subjects import facts, timed, timings
 
-    _seed(seed or 0)
+    seed_(seed or 0)
     found = timed(models, target_of(target or "onnxruntime", threads or 1), example, data, repeats)
     if as_json:
-        _print_json(facts(models, found))
+        print_json(facts(models, found))
     else:
         Console().print(timings(models, found))
 
@@ -210,7 +210,7 @@ def verify(
 
     report = recheck(folder, model, example)
     if as_json:
-        _print_json(to_json(report))
+        print_json(to_json(report))
     else:
         Console().print(to_table(report))
     if not report.ok:
@@ -228,7 +228,7 @@ def report(
     found = read_report(folder)
     page = write_report(folder if folder.is_dir() else folder.parent, found)
     if as_json:
-        _print_json({**to_json(found), "page": str(page)})
+        print_json({**to_json(found), "page": str(page)})
     else:
         console = Console()
         console.print(to_table(found))
@@ -236,11 +236,21 @@ def report(
 
 
 @app.command(epilog=EXITS)
-def schema() -> None:
+def schema(
+    of: Annotated[str, typer.Argument(help="prune or sparsify: the command whose run file it is.")] = "prune",
+) -> None:
     """Print the JSON Schema of a run file."""
     from secateur.run.runfile import schema as run_schema
+    from secateur.run.sparsefile import SparseFile
 
-    _print_json(run_schema())
+    kinds: dict[str, type[RunFile | SparseFile]] = {"prune": RunFile, "sparsify": SparseFile}
+    if of not in kinds:
+        raise ArgumentError(f"{of!r} has no run files: write prune or sparsify")
+    print_json(run_schema(kinds[of]))
+
+
+app.command(epilog=EXITS)(sparsify)
+app.command(epilog=EXITS)(tickets)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -291,47 +301,9 @@ def _failed(code: int, words: str, error: Exception | None, as_json: bool) -> in
     if as_json:
         closest = getattr(error, "closest", None)
         kind = type(error).__name__ if error is not None else "Interrupted"
-        _print_json({"ok": False, "exit_code": code, "error": {"type": kind, "message": words, "closest": closest}})
+        print_json({"ok": False, "exit_code": code, "error": {"type": kind, "message": words, "closest": closest}})
     Console(stderr=True).print(Text.assemble(("error: ", "bold red"), " ".join(words.split())), soft_wrap=True)
     return code
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))
-
-
-def _say(words: str) -> None:
-    Console(stderr=True).print(words, markup=False, soft_wrap=True)
-
-
-def _progress(words: str) -> None:
-    """What is being done, on a terminal; elsewhere only with --verbose."""
-    log.info("%s", words)
-    console = Console(stderr=True)
-    if console.is_terminal and not log.isEnabledFor(logging.INFO):
-        console.print(Text(words, style="dim"))
-
-
-def _seed(seed: int) -> None:
-    import torch
-
-    torch.manual_seed(seed)
-
-
-def _pairs(option: str, values: list[str] | None, kind: type[int] | type[float]) -> dict[str, Any] | None:
-    """``NAME=NUMBER`` options as a mapping."""
-    if not values:
-        return None
-    found = {}
-    for text in values:
-        name, _, number = text.rpartition("=")
-        try:
-            found[name] = kind(number)
-        except ValueError:
-            name = ""
-        if not name:
-            raise ArgumentError(f"{option} {text!r} is not NAME=NUMBER")
-    return found
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def report_of(
         _size("bytes of weights", "B", groups.nbytes(full), groups.nbytes(plan.keep), budget, "nbytes"),
     ]
     timed, measurements, parity = _measured(model, small, example, budget, target)
-    rows += timed + _quality_rows(stages) + list(checked.rows)
+    rows += timed + quality_rows(stages[0].quality, stages[-1].quality) + list(checked.rows)
     ok = all(r.ok is not False for r in rows) and all(p["ok"] for p in parity)
     sections: dict[str, Any] = {
         "stages": [
@@ -104,7 +104,7 @@ def report_of(
         **_cut(groups, plan),
         "measurements": measurements,
         "parity": parity,
-        "made": _made(plan, small),
+        "made": made_section(plan.made.get("seed"), plan.made.get("model_sha256", ""), model_hash(small)),
     }
     histories = [s.history for s in stages if s.history is not None and len(s.history.loss) > 1]
     if histories:
@@ -121,12 +121,12 @@ def _cut(groups: Groups, plan: Plan) -> dict[str, list[dict[str, Any]]]:
     return {"widths": widths, "frozen": [dataclasses.asdict(f) for f in groups.frozen]}
 
 
-def _made(plan: Plan, small: nn.Module) -> dict[str, Any]:
+def made_section(seed: int | None, dense: str, pruned: str) -> dict[str, Any]:
     """The command, seed, hashes, date, versions and machine."""
     return {
         "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]) if sys.argv else "",  # noqa: PTH119
-        "seed": plan.made.get("seed"),
-        "hashes": {"dense model": plan.made.get("model_sha256", ""), "pruned model": model_hash(small)},
+        "seed": seed,
+        "hashes": {"dense model": dense, "pruned model": pruned},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         **environment(),
     }
@@ -233,8 +233,8 @@ def _stage_latency(stage: int, measurements: Sequence[Mapping[str, Any]], budget
     return {}
 
 
-def _quality_rows(stages: Sequence[StageLike]) -> list[Row]:
-    first, last = stages[0].quality, stages[-1].quality
+def quality_rows(first: Mapping[str, Figure], last: Mapping[str, Figure]) -> list[Row]:
+    """A row a figure: of the dense model and of the pruned one."""
     rows = []
     for name, figure in last.items():
         bounded = bool(np.isfinite(figure.low) and np.isfinite(figure.high))

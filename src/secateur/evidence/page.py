@@ -64,13 +64,17 @@ def render(report: Report) -> str:
         baselines=_baselines(report, s.get("baselines", [])),
         parity=s.get("parity", []),
         frozen=_frozen(s.get("frozen", [])),
+        sparsity=_sparsity(s.get("sparsity", [])),
+        dense=_dense(s.get("stayed_dense", [])),
         made=_made(s.get("made", {})),
     )
 
 
 def _checks(report: Report) -> list[dict[str, Any]]:
     """What was checked, each with its outcome."""
-    if math.isfinite(report.max_error):
+    if report.sections.get("sparsity"):
+        out = [{"ok": report.max_error == 0, "text": "What is kept is as it was; what is removed is exactly zero"}]
+    elif math.isfinite(report.max_error):
         error = f"{words.digits(report.max_error, 2)} relative"
         text = f"Masked and shrunk models agree to {error}" if report.ok else f"Masked against shrunk: {error}"
         out = [{"ok": report.ok, "text": text}]
@@ -217,6 +221,30 @@ def _widths(widths: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         kinds.append({"name": name.capitalize(), "text": text, "shape": shape, "panels": panels})
     single = all(len(k["panels"]) == 1 for k in kinds) and len(kinds) > 1
     return {"kinds": kinds, "single": single, "rows": [{"module": "", "kind": "unit", **w} for w in widths]}
+
+
+def _sparsity(weights: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Kept of each weight, and its share of saliency."""
+    if not weights:
+        return None
+    labels, shape = short_names([w["weight"] for w in weights])
+    rows = []
+    for label, w in zip(labels, weights, strict=True):
+        text = f"{words.percent(1 - w['kept'] / w['size'])} zero"
+        rows.append(Bar(label, w["kept"] / w["size"], text, ACCENT if w["kept"] else BAD, full=1.0))
+    panels = []
+    for j, part in enumerate(_even(rows)):
+        about = "; ".join(f"{b.label}: {b.text}" for b in part)
+        panels.append(charts.bars(f"sparsity-{j}", f"Kept of each weight, part {j + 1}", about, part))
+    return {"panels": panels, "shape": shape, "rows": [{"saliency_kept": None, **w} for w in weights]}
+
+
+def _dense(weights: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parameters by the reason why they stayed dense."""
+    by: dict[str, list[Mapping[str, Any]]] = {}
+    for w in weights:
+        by.setdefault(w["reason"], []).append(w)
+    return [{"reason": r, "rows": mine, "size": sum(w["size"] for w in mine)} for r, mine in by.items()]
 
 
 def _even(rows: Sequence[Bar], most: int = 16) -> list[Sequence[Bar]]:

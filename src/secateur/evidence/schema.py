@@ -127,6 +127,24 @@ class Parity(_Part):
     ok: bool
 
 
+class SparseWeight(_Part):
+    """How sparse one weight became, and which share of its saliency stayed."""
+
+    weight: str
+    size: int
+    kept: int
+    sparsity: Real
+    saliency_kept: Real | None = None
+
+
+class DenseWeight(_Part):
+    """A parameter of a sparse model that stayed dense, and why."""
+
+    name: str
+    size: int
+    reason: str
+
+
 class Made(_Part):
     """Everything needed to make it again."""
 
@@ -151,6 +169,8 @@ class Sections(_Part):
     measurements: list[Timing] | None = None
     history: History | None = None
     parity: list[Parity] | None = None
+    sparsity: list[SparseWeight] | None = None
+    stayed_dense: list[DenseWeight] | None = None
     made: Made | None = None
 
 

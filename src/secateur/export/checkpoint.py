@@ -53,7 +53,7 @@ def save_checkpoint(
     """
     path = Path(folder)
     with new_folder(path, overwrite, carry) as temporary:
-        names = _save_weights(model, temporary / "model.safetensors")
+        names = save_weights(model, temporary / "model.safetensors")
         config = getattr(model, "config", None)
         if hasattr(config, "to_json_string"):
             write_bytes(temporary / "config.json", _dense_config(config, model, plan))
@@ -62,9 +62,9 @@ def save_checkpoint(
                 "class": f"{type(model).__module__}:{type(model).__qualname__}",
                 "factory": factory,
                 "shared": names,
-                "unsaved": _unsaved(model),
+                "unsaved": unsaved(model),
                 "attention": getattr(config, "_attn_implementation", None),
-                "sha256": _hash(temporary / "model.safetensors"),
+                "sha256": file_hash(temporary / "model.safetensors"),
             }
         }
         header, masks = plan_bytes(plan, about)
@@ -79,7 +79,7 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
     """Build the original class, cut it as the plan says, load the weights. Nothing is unpickled or imported by name.
 
     Args:
-        folder: from `sc.save`.
+        folder: from `sc.save` or `sc.save_sparse`.
         factory_or_config: a function that builds the uncut model, an uncut model (cut in place), or a transformers
             config. None suffices where ``config.json`` names a transformers class.
 
@@ -96,6 +96,10 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
         secateur.errors.FormatError: nowhere/plan.json cannot be read as a plan ...
     """
     path = Path(folder)
+    if (path / "sparse.json").is_file():
+        from secateur.export.sparse import load_sparse  # which is made of this file's parts
+
+        return load_sparse(path, factory_or_config)
     header, plan = read_header(path), load_plan(path)
     about = header.get("model")
     if about is None:
@@ -103,9 +107,9 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
     weights = path / "model.safetensors"
     if not weights.is_file():
         raise FormatError(f"{weights} is missing: the folder is incomplete")
-    if _hash(weights) != about["sha256"]:
+    if file_hash(weights) != about["sha256"]:
         raise FormatError(f"{weights} is damaged or was replaced: its hash is not the one in plan.json")
-    model = _build(path, about, factory_or_config)
+    model = build(path, about, factory_or_config)
     built, saved = type(model).__qualname__, about["class"].partition(":")[2]
     if built != saved:
         raise PlanError(f"{path} holds a {saved}, and a {built} was built for it: give what built the model")
@@ -122,14 +126,12 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
             f"the model that was built does not match {weights}: {wrong[:4]} differ"
             f"{'' if about['factory'] is None else ' (it was made by ' + about['factory'] + ')'}"
         )
-    _load_state(model, state)
-    for name, buffer in model.named_buffers():
-        if name in about["unsaved"]:
-            buffer.data = buffer.to(getattr(torch, about["unsaved"][name]))
+    load_state_(model, state, about["unsaved"])
     return model.eval()
 
 
-def _load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_state_(model: nn.Module, state: Mapping[str, Tensor], cast: Mapping[str, str]) -> None:
+    """Put a state in, types and bits as they are; ``cast`` names the types of buffers that are not saved."""
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, tensor in state.items():
@@ -138,9 +140,12 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 continue
             # in the file tensors lie unaligned: some kernels would then round otherwise
             target.data = tensor.to(target.device, copy=True)
+    for name, buffer in model.named_buffers():
+        if name in cast:
+            buffer.data = buffer.to(getattr(torch, cast[name]))
 
 
-def _unsaved(model: nn.Module) -> dict[str, str]:
+def unsaved(model: nn.Module) -> dict[str, str]:
     """Floating buffers that are built, not saved, and their types: a cast model casts them too."""
     saved = model.state_dict()
     return {
@@ -150,8 +155,15 @@ def _unsaved(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _save_weights(model: nn.Module, path: Path) -> dict[str, str]:
+def save_weights(model: nn.Module, path: Path) -> dict[str, str]:
     """Write every tensor once; returns the other names of shared ones."""
+    out, shared = distinct_state(model)
+    save_file({name: tensor.clone() for name, tensor in out.items()}, path)
+    return shared
+
+
+def distinct_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor of a model's state once, on the host, and the other names of shared ones."""
     first: dict[tuple[Any, ...], str] = {}
     shared, out = {}, {}
     for name, tensor in model.state_dict().items():
@@ -164,9 +176,8 @@ def _save_weights(model: nn.Module, path: Path) -> dict[str, str]:
             shared[name] = first[key]
         else:
             first[key] = name
-            out[name] = tensor.detach().cpu().contiguous().clone()
-    save_file(out, path)
-    return shared
+            out[name] = tensor.detach().cpu().contiguous()
+    return out, shared
 
 
 def _dense_config(config: Any, model: nn.Module, plan: Plan) -> bytes:
@@ -185,7 +196,8 @@ def _dense_config(config: Any, model: nn.Module, plan: Plan) -> bytes:
     return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _build(path: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
+def build(path: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
+    """The model that a folder's weights go into, from what was given or its config.json."""
     if isinstance(given, nn.Module):
         return given
     if given is not None and not hasattr(given, "to_json_string"):
@@ -220,6 +232,7 @@ def _from_config(file: Path, about: Mapping[str, Any], given: Any) -> nn.Module:
     return built
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

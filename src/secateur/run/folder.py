@@ -22,6 +22,7 @@ OURS = (
     WORK,
     f".{RUN}.*",
     "plan.json",
+    "sparse.json",
     "*.safetensors",
     "config.json",
     "report.json",
@@ -118,11 +119,11 @@ def read_arguments(path: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))["arguments"]
     except FileNotFoundError as error:
-        raise FormatError(f"{file}: no such file; expected a folder that `secateur prune` wrote") from error
+        raise FormatError(f"{file}: no such file; expected a folder that secateur wrote") from error
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{file} is damaged: {error!r}; prune again with --force") from error
+        raise FormatError(f"{file} is damaged: {error!r}; make it again with --force") from error
     if not isinstance(found, dict):
-        raise FormatError(f"{file} is damaged: arguments is {type(found).__name__}; prune again with --force")
+        raise FormatError(f"{file} is damaged: arguments is {type(found).__name__}; make it again with --force")
     return found
 
 
@@ -130,7 +131,7 @@ def _may_resume(path: Path, arguments: Mapping[str, Any], force: bool) -> bool:
     """Whether to go on with what is there; raises where it must stay as it is."""
     found = sorted(p.name for p in path.iterdir() if p.name != WORK)
     strange = [n for n in found if not any(fnmatch.fnmatch(n, ours) for ours in OURS)]
-    if strange or (found and "plan.json" not in found):
+    if strange or (found and not {"plan.json", "sparse.json"} & set(found)):
         what = f"holds {', '.join(strange[:3])}" if strange else "is not empty"
         raise ArgumentError(f"output {path} {what}, which secateur did not write: give another --out")
     if force:

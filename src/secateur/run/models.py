@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import ArgumentError, FormatError, SecateurError
+from secateur.export import sparse
 from secateur.export.checkpoint import load
 from secateur.export.plans import read_header
 from secateur.export.prepare import need
@@ -76,20 +77,21 @@ def from_factory(spec: str, not_in: Path | None = None) -> nn.Module:
 
 
 def _from_folder(folder: Path) -> tuple[nn.Module, Any]:
-    if (folder / "plan.json").is_file():
+    if (folder / "plan.json").is_file() or (folder / sparse.HEADER).is_file():
         return _from_secateur(folder), None
     if not (folder / "config.json").is_file():
         found = sorted(p.name for p in folder.iterdir())[:8]
         raise ArgumentError(
-            f"MODEL {folder} holds neither plan.json (secateur) nor config.json (Hugging Face), but "
-            f"{', '.join(found) or 'nothing'}; give {FORMS}"
+            f"MODEL {folder} holds neither plan.json nor {sparse.HEADER} (secateur) nor config.json (Hugging Face), "
+            f"but {', '.join(found) or 'nothing'}; give {FORMS}"
         )
     return _from_hugging_face(folder)
 
 
 def _from_secateur(folder: Path) -> nn.Module:
-    """The cut model; what builds its class is in the folder's config.json, or named in its plan.json."""
-    factory = (read_header(folder).get("model") or {}).get("factory")
+    """The cut or sparse model; what builds its class is in the folder's config.json, or named in its header."""
+    read = sparse.read_header if (folder / sparse.HEADER).is_file() else read_header
+    factory = (read(folder).get("model") or {}).get("factory")
     if factory is None or (folder / "config.json").is_file():
         return load(folder)
     return load(folder, from_factory(str(factory), not_in=folder))

@@ -135,7 +135,7 @@ def _carry_out(
 
     def judge(net: nn.Module) -> dict[str, Figure]:
         with quiet_eval(net):
-            return {} if quality is None else _figures(quality(net))
+            return {} if quality is None else figures(quality(net))
 
     stages = [Stage("dense", judge(model), 0.0)]
     _check_unchanged(model, before, "the quality function")
@@ -158,7 +158,8 @@ def _check_unchanged(model: nn.Module, before: str, who: str) -> None:
         raise DataError(f"the dense model changed while it was pruned: {who} wrote to it")
 
 
-def _figures(given: Mapping[str, Figure | float]) -> dict[str, Figure]:
+def figures(given: Mapping[str, Figure | float]) -> dict[str, Figure]:
+    """What a quality function gave, plain numbers as figures without an interval."""
     return {
         k: v if isinstance(v, Figure) else Figure(float(v), float("nan"), float("nan"), 0) for k, v in given.items()
     }

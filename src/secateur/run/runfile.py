@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -197,6 +197,7 @@ Recover = Annotated[
         }
     ),
 ]
+Checked = TypeVar("Checked", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -270,10 +271,19 @@ def check_arguments(arguments: Mapping[str, Any], where: str = "arguments") -> R
         ...
         secateur.errors.ArgumentError: arguments: unknown key 'budjet': did you mean 'budget'?
     """
+    return checked(RunFile, arguments, where)
+
+
+def checked(kind: type[Checked], arguments: Mapping[str, Any], where: str) -> Checked:
+    """The arguments as a record of that kind.
+
+    Raises:
+        ArgumentError: as `check_arguments` does.
+    """
     try:
-        return RunFile.model_validate(dict(arguments))
+        return kind.model_validate(dict(arguments))
     except ValidationError as error:
-        raise ArgumentError(_in_words(error, where)) from error
+        raise ArgumentError(_in_words(error, where, kind)) from error
 
 
 def load_run_file(path: str | Path) -> RunFile:
@@ -285,26 +295,26 @@ def load_run_file(path: str | Path) -> RunFile:
     return check_arguments(read_run_file(path), f"run file {path}")
 
 
-def schema() -> dict[str, Any]:
+def schema(kind: type[BaseModel] = RunFile) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a run file, for editors and checks.
 
     Example:
         >>> schema()["required"]
         ['model', 'budget']
     """
-    found = RunFile.model_json_schema()
+    found = kind.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
-def _in_words(error: ValidationError, where: str) -> str:
+def _in_words(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
     """The first error, unknown keys before all others: they often cause the rest."""
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
     path = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {path!r}: {nearest(path, RunFile.model_fields)}"
+        return f"{where}: unknown key {path!r}: {nearest(path, kind.model_fields)}"
     if first["type"] == "missing":
-        return f"{where}: {path} is missing: {RunFile.model_fields[path].description}"
+        return f"{where}: {path} is missing: {kind.model_fields[path].description}"
     message = first["msg"].removeprefix("Value error, ")
     if not path or message.startswith((f"{path} ", "recovery ")):
         return f"{where}: {message}"

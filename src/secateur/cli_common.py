@@ -1,0 +1,78 @@
+"""What the commands share: exit codes, options, and how they speak."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from secateur.errors import ArgumentError
+
+OK, ERROR, BUDGET, UNVERIFIED, USAGE, INTERRUPTED = 0, 1, 2, 3, 64, 130
+EXITS = (
+    "Exit codes: 0 done, and every check holds; 1 an error; 2 the budget cannot be met (the closest "
+    "reachable is "
+    "told); 3 verification failed; 64 the arguments or the run file are not valid; 130 interrupted."
+)
+
+log = logging.getLogger("secateur")
+
+MODEL = "module:factory, a Hugging Face model folder, or a folder that secateur wrote."
+Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
+Example_ = Annotated[
+    str | None,
+    typer.Option(
+        "--example",
+        help="A shape such as 1x3x224x224, ids=1x128:int64:30522,mask=1x128:ones, or module:callable.",
+    ),
+]
+Data = Annotated[str | None, typer.Option("--data", help="module:callable, or a .npy, .npz or .safetensors file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn. (default: 0)")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the target. (default: 1)")]
+TargetName = Annotated[str | None, typer.Option("--target", help="onnxruntime, eager, or module:target.")]
+
+
+def print_json(value: Any) -> None:
+    """JSON, to standard output."""
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def say(words: str) -> None:
+    """Words for a person, to standard error."""
+    Console(stderr=True).print(words, markup=False, soft_wrap=True)
+
+
+def progress(words: str) -> None:
+    """What is being done, on a terminal; elsewhere only with --verbose."""
+    log.info("%s", words)
+    console = Console(stderr=True)
+    if console.is_terminal and not log.isEnabledFor(logging.INFO):
+        console.print(Text(words, style="dim"))
+
+
+def seed_(number: int) -> None:
+    """Seed what torch draws."""
+    import torch
+
+    torch.manual_seed(number)
+
+
+def pairs(option: str, values: list[str] | None, kind: type[int] | type[float]) -> dict[str, Any] | None:
+    """``NAME=NUMBER`` options as a mapping."""
+    if not values:
+        return None
+    found = {}
+    for text in values:
+        name, _, number = text.rpartition("=")
+        try:
+            found[name] = kind(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ArgumentError(f"{option} {text!r} is not NAME=NUMBER")
+    return found
