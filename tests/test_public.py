@@ -27,7 +27,7 @@ with_threads write_report
 """.split()
 
 ROOMS = ["digest", "errors", "types", "calling", "graph", "score", "choose", "solve", "export", "targets", "train"]
-ROOMS += ["evidence", "testing", "run", "cli"]
+ROOMS += ["evidence", "testing", "run", "cli_common", "cli_sparse", "cli"]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""
 
 

@@ -115,8 +115,9 @@ def save_sparse(
     tensors: dict[str, Tensor] = {}
     listed: dict[str, dict[str, Any]] = {}
     for name, tensor in state.items():
-        stored, listed[name] = _stored(name, tensor, given.get(name))
-        tensors |= stored
+        stored, entry = _stored(name, tensor, given.get(name))
+        masked = name in given if masks is not None else entry["kept"] is not None and tensor.dim() >= 2
+        tensors, listed[name] = tensors | stored, {**entry, "masked": masked}
     folder = Path(path)
     with new_folder(folder, overwrite) as temporary:
         save_file({k: v.clone() for k, v in tensors.items()}, temporary / TENSORS)
@@ -174,7 +175,9 @@ def load_sparse(path: Path | str, model_or_factory: Factory | nn.Module | Any = 
 
 
 def load_masks(path: Path | str) -> dict[str, Tensor]:
-    """The masks of a folder that `save_sparse` wrote: name -> bool, of every tensor that is stored sparse.
+    """The masks of a folder that `save_sparse` wrote: name -> bool, those that it was given.
+
+    Without any given, those of all matrices and kernels that are stored sparse.
 
     Raises:
         FormatError: a file is missing or damaged.
@@ -188,8 +191,12 @@ def load_masks(path: Path | str) -> dict[str, Tensor]:
     """
     folder = Path(path)
     header, stored = _read(folder)
-    found = {name: _tensor(folder, name, entry, stored)[1] for name, entry in header["tensors"].items()}
-    return {name: mask for name, mask in found.items() if mask is not None}
+    found = {}
+    for name, entry in header["tensors"].items():
+        if entry["masked"]:
+            tensor, mask = _tensor(folder, name, entry, stored)
+            found[name] = _filled(tensor) if mask is None else mask
+    return found
 
 
 def _stored(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -197,7 +204,7 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, T
     entry = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "kept": None}
     if tensor.is_complex() or tensor.element_size() not in _BITS:
         return {name: tensor}, entry
-    filled = tensor.contiguous().view(_BITS[tensor.element_size()]) != 0  # by bits: -0.0 is not 0.0
+    filled = _filled(tensor)
     keep = filled if mask is None else mask
     kept, size, item = int(keep.sum()), tensor.numel(), tensor.element_size()
     smaller = kept * item + -(-size // 8) < size * item
@@ -206,6 +213,11 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, T
         return {name: tensor}, entry
     packed = pack(tensor, keep)
     return {name + MASK: packed.mask, name + VALUES: packed.values}, {**entry, "kept": kept}
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    """Where any bit is set: -0.0 is not 0.0."""
+    return tensor.contiguous().view(_BITS[tensor.element_size()]) != 0
 
 
 def _check_masks(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -223,7 +235,7 @@ def _check_masks(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> No
 
 
 def _write_config(model: nn.Module, folder: Path) -> None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "to_json_string"):
         data = {**json.loads(config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}
         write_bytes(folder / "config.json", (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
@@ -265,7 +277,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     if found != (FORMAT, VERSION):
         raise FormatError(f"{file} is of format {found[0]!r} {found[1]!r}; this secateur reads {FORMAT!r} {VERSION}")
     try:
-        whole = all({"shape", "dtype", "kept"} <= set(e) for e in header["tensors"].values())
+        whole = all({"shape", "dtype", "kept", "masked"} <= set(e) for e in header["tensors"].values())
         whole = whole and {"class", "factory", "shared", "unsaved", "attention", "sha256"} <= set(header["model"])
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{file} is damaged: {error!r}") from error

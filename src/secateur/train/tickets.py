@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +16,15 @@ from torch import Tensor, nn
 from secateur.choose.select import top
 from secateur.digest import model_hash
 from secateur.errors import ArgumentError
-from secateur.export.atomic import write_bytes
 from secateur.export.sparse import save_sparse
 from secateur.score.calibrate import quiet_eval
 from secateur.score.weights import prunable
 from secateur.train.masks import Masks
 from secateur.train.rewind import Control, Cut, Rewind, Start, layerwise, random_init, rewind_to, shuffled_mask
 from secateur.train.state import check_same_run, load_state, save_state
+from secateur.train.ticket_rows import CSV, PLOT, TicketRow, write_rows
 
-CSV, PLOT, STATE = "tickets.csv", "tickets.png", "state"
+STATE = "state"
 TICKET = "ticket"
 
 
@@ -89,32 +87,6 @@ Train: TypeAlias = Callable[[nn.Module, Training], None]
 """``(model, run)``: trains in place, from ``run.first_step`` on, with ``run.attach(optimizer)``."""
 
 Evaluate: TypeAlias = Callable[[nn.Module], float | Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class TicketRow:
-    """A trained network.
-
-    Attributes:
-        round: how often was pruned. case: ``ticket``, or the control's name. kept: weights left in the masks.
-        density: the same as a fraction. values: what ``evaluate`` said.
-    """
-
-    round: int
-    case: str
-    kept: int
-    density: float
-    values: Mapping[str, float]
-
-    def data(self) -> dict[str, Any]:
-        """As a line of the file."""
-        return {
-            "round": self.round,
-            "case": self.case,
-            "kept": self.kept,
-            "density": self.density,
-            **{k: v for k, v in self.values.items()},
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +209,7 @@ def tickets(
         "seed": seed,
         "cut": cut.name,
         "rewind": rewind.name,
-        "controls": [c.__name__ for c in controls],
+        "controls": [_called(c) for c in controls],
         "controls_at": "every round" if controls_at is None else sorted(controls_at),
     }
     one = _One(make_model, train, evaluate, rewind, seed, names)
@@ -246,7 +218,9 @@ def tickets(
     units += [(r, c) for r in range(1, rounds + 1) for c in (None, *(controls if r in at else ()))]
     for done in range(len(progress.rows), len(units)):
         number, control = units[done]
-        name = TICKET if control is None else control.__name__
+        if control is None and number > 1:
+            write_rows(path, progress.rows)  # with the plot, once a round
+        name = TICKET if control is None else _called(control)
         tell(done, len(units), f"round {number}, {name}")
         if control is not None:
             one.beside_(progress, number, control)
@@ -256,7 +230,7 @@ def tickets(
             if number == 0:
                 trained.load_state_dict(progress.rewound)
                 save_sparse(path / "start", trained, overwrite=True)
-        write_rows(path, progress.rows)
+        write_rows(path, progress.rows, plot=False)
         progress.save(path, made)
     tell(len(units), len(units), "done")
     write_rows(path, progress.rows)
@@ -300,7 +274,7 @@ class _One:
         generator = torch.Generator().manual_seed(_mixed(self.seed, 3, number))
         start = control(Start(p.start, p.masks, self.rewind.first(p.steps)), fresh, generator)
         model, _ = self.trained(start, None)
-        p.rows.append(self.judged(model, number, control.__name__, start.masks))
+        p.rows.append(self.judged(model, number, _called(control), start.masks))
 
     def trained(self, start: Start, watch: int | None) -> tuple[nn.Module, Training]:
         """A network trained from a start on."""
@@ -344,6 +318,10 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {n: t.detach().clone() for n, t in model.state_dict().items()}
 
 
+def _called(control: Control) -> str:
+    return getattr(control, "__name__", None) or type(control).__name__
+
+
 def _mixed(seed: int, *numbers: int) -> int:
     return int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -365,34 +343,3 @@ def _claim(path: Path) -> None:
     strange = sorted(p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith("round-"))
     if strange:
         raise ArgumentError(f"folder {path} holds {', '.join(strange[:3])}, which is not of tickets: give another one")
-
-
-def write_rows(folder: Path, rows: Sequence[TicketRow]) -> None:
-    """Write the rows and their plot, each whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0].data()), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(r.data() for r in rows)  # floats as Python writes them: every bit
-    write_bytes(folder / CSV, text.getvalue().encode())
-    write_bytes(folder / PLOT, _plot(rows))
-
-
-def _plot(rows: Sequence[TicketRow]) -> bytes:
-    """The first figure against density, a line a case, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    metric = next(iter(rows[0].values))
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ax = figure.add_subplot()
-    for case in dict.fromkeys(r.case for r in rows):
-        mine = [r for r in rows if r.case == case]
-        ax.plot([100 * r.density for r in mine], [r.values[metric] for r in mine], marker="o", label=case)
-    ax.set_xscale("log")
-    ax.invert_xaxis()
-    ax.set_xlabel("weights left, %")
-    ax.set_ylabel(metric)
-    ax.legend()
-    out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)
-    return out.getvalue()

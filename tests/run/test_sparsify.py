@@ -1,0 +1,216 @@
+"""Sparsify: exact zeros, exact counts, rounds by hand, and a report that says so."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from secateur.choose.density import even, ranked
+from secateur.choose.patterns import Pattern, unstructured
+from secateur.digest import model_hash
+from secateur.errors import ArgumentError, DataError
+from secateur.evidence.report import from_json, to_json, to_table, write_report
+from secateur.run.sparsify import alive_first, sparsify
+from secateur.score.criteria import magnitude, taylor
+from secateur.types import Criterion, Weighing
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Embedding(7, 5), nn.Flatten(), nn.Linear(15, 12), nn.LayerNorm(12), nn.Linear(12, 4))
+
+
+def gradient_stat(model, batches, weights):
+    """A stand-in that needs data: |w dL/dw| summed over batches, on the masked model."""
+    found = {n: torch.zeros_like(w) for n, w in weights.items()}
+    for x in batches:
+        with torch.enable_grad():
+            model.zero_grad()
+            model(x).square().mean().backward()
+        for n, w in weights.items():
+            found[n] += (w.detach() * w.grad).abs()
+    return found
+
+
+gradients = Criterion("gradients", weights=Weighing(lambda model, weights, stats: dict(stats), gradient_stat))
+signed = Criterion("signed", weights=Weighing(lambda m, ws, s: {n: w.detach() - 1 for n, w in ws.items()}))
+half = Pattern("1:2", lambda shape, wanted: int(np.prod(shape)) // 2, lambda s, k, alive: pairs_of(s), 0.5)
+
+
+def pairs_of(scores):
+    flat = scores.reshape(-1, 2)
+    return torch.stack([flat[:, 0] >= flat[:, 1], flat[:, 0] < flat[:, 1]], 1).reshape(scores.shape)
+
+
+def test_a_copy_has_exact_zeros_where_the_smallest_were_and_the_rest_stays():
+    model = net()
+    before = model_hash(model)
+    result = sparsify(model, sparsity=0.75)
+    assert model_hash(model) == before
+    assert list(result.masks) == ["2.weight", "4.weight"]
+    for name, mask in result.masks.items():
+        w, new = model.get_parameter(name).detach(), result.model.get_parameter(name).detach()
+        removed = sorted(w.abs().flatten().tolist())[: round(0.75 * w.numel())]
+        assert mask.sum() == w.numel() - len(removed)
+        assert w[~mask].abs().max() <= max(removed)
+        assert torch.equal(new[mask], w[mask])
+        assert (new[~mask].view(torch.int32) == 0).all()  # to the bit: no -0.0
+    assert result.report.ok
+
+
+@settings(max_examples=20)
+@given(st.floats(0, 0.999), st.integers(1, 5), st.sampled_from([even, ranked]))
+def test_rounds_are_the_loop_by_hand(sparsity, rounds, density):
+    model = net(1)
+    data = [torch.randint(7, (3, 3), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    found = sparsify(model, iter(data), gradients, unstructured, sparsity, density, rounds=rounds)
+
+    work = copy.deepcopy(model)
+    ours = {n: p for n, p in work.named_parameters() if n in found.masks}
+    alive = {n: [True] * p.numel() for n, p in ours.items()}
+    for k in range(1, rounds + 1):
+        scores = {n: s.flatten().tolist() for n, s in gradient_stat(work, data, ours).items()}
+        part = 1 - (1 - sparsity) ** (k / rounds) if k < rounds else sparsity
+        groups = [[n] for n in ours] if density is even else [list(ours)]
+        for group in groups:
+            places = [(n, i) for n in group for i in range(len(alive[n]))]
+            keep = len(places) - round(part * len(places))
+            living = sorted((p for p in places if alive[p[0]][p[1]]), key=lambda p: -scores[p[0]][p[1]])  # stable
+            chosen = set(living[:keep])
+            for n, i in places:
+                alive[n][i] = (n, i) in chosen
+        with torch.no_grad():
+            for n, p in ours.items():
+                p[~torch.tensor(alive[n]).reshape(p.shape)] = 0
+    for n, mask in found.masks.items():
+        assert mask.flatten().tolist() == alive[n]
+        assert torch.equal(found.model.get_parameter(n), work.get_parameter(n))
+
+
+def test_what_is_gone_is_not_chosen_again_where_scores_are_negative():
+    result = sparsify(net(), criterion=signed, sparsity=0.9, density=ranked, rounds=7)
+    total = sum(m.numel() for m in result.masks.values())
+    assert sum(int(m.sum()) for m in result.masks.values()) == total - round(0.9 * total)
+    assert "saliency kept" not in [r.what for r in result.report]  # a share of signed numbers says nothing
+
+
+@given(st.lists(st.sampled_from([-3.0, -1.0, 0.0, 1e-40, 2.0]), min_size=2, max_size=12), st.data())
+def test_all_that_is_left_comes_before_all_that_is_gone(values, data):
+    alive = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
+    if not alive.any():
+        return
+    scores = torch.tensor(values)
+    found = alive_first({"w": scores}, {"w": alive})["w"]
+    assert alive.all() or found[alive].min() > found[~alive].max()
+    order = torch.argsort(scores[alive], stable=True)
+    assert (found[alive][order].diff() >= 0).all()
+    assert torch.isfinite(found).all()
+
+
+def test_ignore_and_only_and_the_reasons_for_what_stayed_dense():
+    result = sparsify(net(), ignore=["4"], sparsity=0.5)
+    assert list(result.masks) == ["2.weight"]
+    reasons = {d["name"]: d["reason"] for d in result.report.sections["stayed_dense"]}
+    assert reasons == {
+        "0.weight": "an embedding table",
+        "2.bias": "a bias, a norm or another vector",
+        "3.weight": "a bias, a norm or another vector",
+        "3.bias": "a bias, a norm or another vector",
+        "4.weight": "ignored: 4",
+        "4.bias": "a bias, a norm or another vector",
+    }
+    only = sparsify(net(), only=["0"], sparsity=0.5)
+    assert list(only.masks) == ["0.weight"]
+    assert {d["name"]: d["reason"] for d in only.report.sections["stayed_dense"]}["2.weight"] == "not named by only"
+    with pytest.raises(ArgumentError, match="matches no weight"):
+        sparsify(net(), ignore=["nowhere"])
+
+
+def test_the_report_says_asked_and_exact_and_survives_its_files(tmp_path):
+    model = net()
+    result = sparsify(model, sparsity=0.6, density=ranked, quality=lambda m: {"norm": m[2].weight.norm().item()})
+    layers = result.report.sections["sparsity"]
+    for layer in layers:
+        w, mask = model.get_parameter(layer["weight"]).detach().abs().double(), result.masks[layer["weight"]]
+        assert (layer["size"], layer["kept"]) == (w.numel(), int(mask.sum()))
+        assert layer["saliency_kept"] == pytest.approx(float(w[mask].sum() / w.sum()))
+    rows = {r.what: r for r in result.report}
+    total = sum(x["size"] for x in layers)
+    assert rows["sparsity"].pruned == pytest.approx(round(0.6 * total) / total)
+    assert rows["sparsity"].asked == 0.6
+    assert rows["norm"].dense == pytest.approx(model[2].weight.norm().item())
+    assert rows["norm"].pruned < rows["norm"].dense
+    again = from_json(to_json(result.report))
+    assert again.rows == result.report.rows
+    page = write_report(tmp_path, result.report).read_text()
+    assert "Sparsity by weight" in page
+    assert "What stayed dense, and why" in page
+    assert "an embedding table" in page
+    assert to_table(again).row_count == len(again.rows)
+
+
+def test_a_pattern_with_a_sparsity_of_its_own():
+    result = sparsify(net(), pattern=half, only=["4"])
+    assert result.masks["4.weight"].reshape(-1, 2).sum(1).tolist() == [1] * 24
+    assert result.report.ok
+    with pytest.raises(ArgumentError, match=r"removes 0.5 .* sparsity=0.9 was asked"):
+        sparsify(net(), pattern=half, sparsity=0.9)
+    with pytest.raises(ArgumentError, match="reached in one round"):
+        sparsify(net(), pattern=half, rounds=2)
+
+
+def test_a_pattern_that_cannot_reach_what_was_asked_is_reported():
+    stuck = Pattern(
+        "all", lambda shape, wanted: int(np.prod(shape)), lambda s, k, a: torch.ones_like(s, dtype=torch.bool)
+    )
+    result = sparsify(net(), pattern=stuck, sparsity=0.5)
+    assert not result.report.ok
+    (row, *_) = result.report.rows
+    assert (row.pruned, row.ok) == (0.0, False)
+    assert {d["reason"] for d in result.report.sections["stayed_dense"]} >= {"all of it was chosen to stay"}
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), "0.5"])
+def test_sparsities_out_of_range_are_refused(sparsity):
+    with pytest.raises(ArgumentError, match="sparsity is the fraction removed"):
+        sparsify(net(), sparsity=sparsity)
+
+
+def test_other_wrong_arguments_are_refused():
+    with pytest.raises(ArgumentError, match="rounds"):
+        sparsify(net(), rounds=0)
+    with pytest.raises(ArgumentError, match="seed"):
+        sparsify(net(), seed=-1)
+    with pytest.raises(DataError, match="needs calibration data"):
+        sparsify(net(), criterion=gradients)
+    with pytest.raises(ArgumentError, match="does not score single weights"):
+        sparsify(net(), criterion=taylor)
+
+    def spoils(model, weights, stats):
+        model[3].bias.data += 1
+        return {n: w.detach().abs() for n, w in weights.items()}
+
+    with pytest.raises(DataError, match=r"the criterion wrote to 3\.bias"):
+        sparsify(net(), criterion=Criterion("spoils", weights=Weighing(spoils)))
+
+
+def test_shared_weights_stay_shared():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    result = sparsify(Tied(), criterion=magnitude, sparsity=0.5)
+    assert result.model.a.weight is result.model.b.weight
+    assert list(result.masks) == ["a.weight"]
+    assert int((result.model.b.weight == 0).sum()) == 8
