@@ -53,8 +53,9 @@ PICTURE_MODELS = {
     "dinov2_with_registers": vit("Dinov2WithRegistersForImageClassification", use_swiglu_ffn=True),
     "dinov3_vit": vit("DINOv3ViTModel", use_gated_mlp=True, num_register_tokens=3),
     "vit_mae": vit(
-        "ViTMAEForPreTraining", drawn(pixel_values=(2, 3, 32, 32), noise=(2, 16)), num_hidden_layers=4, decoder_hidden_size=40,
-        decoder_num_attention_heads=4, decoder_num_hidden_layers=2, decoder_intermediate_size=72,
+        "ViTMAEForPreTraining", drawn(pixel_values=(2, 3, 32, 32), noise=(2, 16)), num_hidden_layers=4,
+        decoder_hidden_size=40, decoder_num_attention_heads=4, decoder_num_hidden_layers=2,
+        decoder_intermediate_size=72,
     ),
     "vit_msn": vit("ViTMSNForImageClassification"),
     "ijepa": vit("IJepaForImageClassification"),
@@ -128,7 +129,9 @@ PICTURE_MODELS = {
     ),
     "pp_lcnet": vision("PPLCNetForImageClassification", scale=0.5, class_expand=80),
     "poolformer": vision("PoolFormerForImageClassification", **{**STAGES, "depths": [4, 4, 12, 4]}),
-    "segformer": vision("SegformerForSemanticSegmentation", **{**PYRAMID, "depths": [2, 2, 2, 2]}, decoder_hidden_size=56),
+    "segformer": vision(
+        "SegformerForSemanticSegmentation", **{**PYRAMID, "depths": [2, 2, 2, 2]}, decoder_hidden_size=56,
+    ),
     "glpn": vision("GLPNForDepthEstimation", **PYRAMID, decoder_hidden_size=56),
     "pvt": vision("PvtForImageClassification", image_size=64, **PYRAMID),
     "pvt_v2": vision("PvtV2ForImageClassification", image_size=[64, 64], **{**PYRAMID, "depths": [2, 2, 2, 2]}),
@@ -147,8 +150,8 @@ PICTURE_MODELS = {
     "vit_matte": case(
         "VitMatteForImageMatting", drawn(pixel_values=(1, 4, 64, 64)), hidden_size=64, initializer_range=0.2,
         convstream_hidden_sizes=[12, 20, 28], fusion_hidden_sizes=[40, 24, 16, 10], backbone_config={**VIT,
-        "num_hidden_layers": 6, "model_type": "vitdet", "image_size": 64, "patch_size": 16, "num_channels": 4, "out_features": ["stage6"],
-        "pretrain_image_size": 64},
+        "num_hidden_layers": 6, "model_type": "vitdet", "image_size": 64, "patch_size": 16, "num_channels": 4,
+        "out_features": ["stage6"], "pretrain_image_size": 64},
     ),
     "timesformer": vit("TimesformerForVideoClassification", VIDEO, num_frames=4),
     "videomae": vit("VideoMAEForVideoClassification", VIDEO, num_hidden_layers=4, num_frames=4),
@@ -258,8 +261,8 @@ WORD_MODELS = {
         image_token_id=100, projection_dim=64,
     ),
     "layoutlmv3": encoder(
-        "LayoutLMv3ForTokenClassification", drawn(boxed, pixel_values=(3, 3, 32, 32)), num_hidden_layers=6, max_2d_position_embeddings=64,
-        coordinate_size=12, shape_size=8, input_size=32, patch_size=8, **HEAD,
+        "LayoutLMv3ForTokenClassification", drawn(boxed, pixel_values=(3, 3, 32, 32)), num_hidden_layers=6,
+        max_2d_position_embeddings=64, coordinate_size=12, shape_size=8, input_size=32, patch_size=8, **HEAD,
     ),
     "lxmert": case(
         "LxmertModel", drawn(masked, visual_feats=(3, 5, 28), visual_pos=(3, 5, 4)), **TEXT, l_layers=1, x_layers=1,

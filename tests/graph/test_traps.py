@@ -125,6 +125,15 @@ def linear(*sizes: int) -> Callable[[], nn.Module]:
     return lambda: nn.Linear(*sizes)
 
 
+def picked_experts(s: Any, x: Tensor) -> Tensor:
+    """Weights picked one by one by numbers of which there are as many as the data asks for."""
+    h = s.a(x)
+    y, best = h, s.gate(h).argmax(-1)
+    for k in best.unique():
+        y = y + F.silu(h @ s.up.view(3, -1, 10).transpose(1, 2)[k].t()) @ s.down[k] * (best == k)[:, None]
+    return s.out(y)
+
+
 TRAPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, int]]] = {
     "sdpa_default_scale": (
         lambda: attention_nets.Repairable(scaled=False),
@@ -184,6 +193,18 @@ TRAPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, 
         parts(standardised, stem=conv(3, 8, 1), conv=conv(8, 6, 3), head=conv(6, 2, 1)),
         img,
         {"stem:channel": 8, "conv:channel": 6},
+    ),
+    "picked_experts": (
+        parts(
+            picked_experts,
+            a=linear(6, 8),
+            gate=linear(8, 3),
+            up=lambda: nn.Parameter(torch.randn(24, 10)),
+            down=lambda: nn.Parameter(torch.randn(3, 10, 8)),
+            out=linear(8, 3),
+        ),
+        lambda: torch.randn(9, 6),
+        {"a:neuron": 8, "up:neuron": 10},
     ),
     "interleaved": (
         parts(lambda s, x: s.out((h := s.a(x))[..., ::2] * h[..., 1::2]), a=linear(6, 8), out=linear(4, 3)),
