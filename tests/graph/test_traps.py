@@ -248,6 +248,15 @@ def test_a_cut_model_can_be_cut_again(name: str) -> None:
     holds(once, x, again)
 
 
+def test_any_of_the_weights_may_be_picked_next_time() -> None:
+    make, example, _ = TRAPS["picked_experts"]
+    model: Any = make()
+    model.gate.bias.data[0] = 100.0  # the first is best whatever comes
+    groups = sc.couple(sc.trace(model, example()))
+    assert {g.name: g.units for g in groups} == {"a:neuron": 8, "up:neuron": 10}
+    assert [f.size for f in groups.frozen if (f.name, f.dim) == ("down", 0)] == [3]
+
+
 @pytest.mark.parametrize("rules", [sc.RULES, sc.RESIDUAL_RULES])
 def test_tied_embeddings_stay_one_object(rules: Mapping[str, Rule]) -> None:
     torch.manual_seed(0)
