@@ -30,18 +30,18 @@ class _Late(BaseException):
 
 @contextlib.contextmanager
 def limit(seconds: int) -> Iterator[None]:
-    """Raise once the time is up, whatever runs."""
+    """Raise once so many seconds of this process's time are spent, whatever runs."""
 
     def late(signum: int, frame: Any) -> None:
         raise _Late
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def rival(model: nn.Module, example: Any, seconds: int) -> tuple[str, float | None]:
@@ -54,7 +54,7 @@ def rival(model: nn.Module, example: Any, seconds: int) -> tuple[str, float | No
             spent = _prune(twin, kwargs or (args if len(args) > 1 else args[0]), example)
             run(twin.eval(), example)
     except _Late:
-        return f"not finished in {seconds} s", None
+        return f"not finished in {seconds} s of CPU time", None
     except Exception as error:
         return f"fails: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}", None
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, twin))
