@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_LEAVES = (str, bytes, int, float, complex, type(None), type, Tensor, torch.dtype, torch.device)
+_LEAVES = (str, bytes, int, float, complex, type(None), type, Tensor, torch.dtype, torch.device, Enum)
+_PLAIN = frozenset((str, int, float, bool, type(None), nn.Parameter, Tensor))
 _OWN = frozenset(vars(nn.Module()))  # parameters, hooks and all else that every module has
 
 
@@ -59,7 +61,7 @@ def parts_of(model: nn.Module) -> Parts:
 def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """What the attributes of a module hold, and the lists, tuples and dicts there."""
     for key, value in vars(module).items():
-        if key in _OWN or isinstance(value, _LEAVES):
+        if key in _OWN or type(value) in _PLAIN or isinstance(value, _LEAVES):
             continue
         if isinstance(value, (list, tuple)):
             yield from ((f"{key}.{i}", item) for i, item in enumerate(value))

@@ -81,8 +81,11 @@ def _deep(
 ) -> Iterator[tuple[dict[Any, Any], Any, Any]]:
     """(dict, key, what goes there) for the ints of objects: alone, in tuples, and as the values of axes."""
     for (module, at), item in parts.objects.items():
+        seen = "." not in at and at[0] != "_"  # by any recording (sizes.py), as far as ints and tuples of ints go
         for key, value in list(vars(item).items()):
             path = f"{at}.{key}"
+            if seen and (type(value) is int or (isinstance(value, (tuple, list)) and None not in value)):
+                continue
             if type(value) is dict and value and all(type(k) is int for k in value):
                 tagged = [(value, k, _tagged(v, module, f"{path}.{k}", escape, known)) for k, v in value.items()]
             else:
