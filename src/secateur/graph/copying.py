@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import PlanError, brief
+
 _KINDS = (list, dict, OrderedDict, set)
 _WRITTEN_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _ATOMS = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Generator)
@@ -30,8 +32,11 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         model: it is left as it is.
         memo: id -> what stands for an object in the copy, as in `copy.deepcopy`.
 
-    Raises whatever copying raises. A class with a ``__deepcopy__`` of its own is asked first, and its copy is taken if
-    it holds the tensors that it should; ``__reduce__`` is for files, and is asked last.
+    A class with a ``__deepcopy__`` of its own is asked first, and its copy is taken if it holds the tensors that it
+    should; ``__reduce__`` is for files, and is asked last.
+
+    Raises:
+        PlanError: no way of copying gives these tensors.
 
     Example:
         >>> net = nn.Linear(2, 3)
@@ -65,7 +70,10 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         found = tensors_by_name(twin)
         if found.keys() == wanted.keys() and all(found[n] is t for n, t in wanted.items()):
             return twin
-    raise failed or ValueError(f"copies of {type(model).__name__} do not have its tensors")
+    raise PlanError(
+        f"no copy of {type(model).__name__} has its tensors{f' ({brief(failed)})' if failed else ''}: its class copies "
+        "itself in a way of its own. Cut a model in place with sc.apply_, and keep the original elsewhere"
+    ) from failed
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ class Recorder:
     def count(self, func: Any, name: str) -> tuple[int | None, int | None]:
         """The number of this call among those of its function: in the innermost module's forward, and in all."""
         nth = turn = None
-        if func in NAMES:
+        if func in NAMES and len(self.counts) > 1:  # else no module was called whose hooks could replace anything
             nth = self.counts[-1][name]
             for counter in self.counts:
                 counter[name] += 1
