@@ -112,21 +112,14 @@ def piecewise(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     shells = {i: item for i, (item, _) in met.items() if i not in memo and _needs_shell(item, i in reaching)}
     for i, item in shells.items():
         memo[i] = _shell(item)
-    closures = {
-        i: f
-        for i, (f, inside) in met.items()
-        if isinstance(f, FunctionType) and i not in memo and any(id(x) in reaching for x in inside)
-    }
-    for i, f in closures.items():
+    functions = [f for i, (f, _) in met.items() if isinstance(f, FunctionType) and i in reaching and i not in memo]
+    for f in functions:
         empty = tuple(CellType() for _ in f.__closure__ or ())
-        memo[i] = FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, empty)
+        memo[id(f)] = FunctionType(f.__code__, f.__globals__, f.__name__, None, empty)
     for i, item in shells.items():
         _fill(memo[i], item, memo)
-    for i, f in closures.items():
-        for new, old in zip(memo[i].__closure__ or (), f.__closure__ or (), strict=True):
-            new.cell_contents = _copy(old.cell_contents, memo)
-        memo[i].__kwdefaults__ = f.__kwdefaults__
-        memo[i].__dict__.update({k: _copy(v, memo) for k, v in f.__dict__.items()})
+    for f in functions:
+        _bind(memo[id(f)], f, memo)
     twin: nn.Module = _copy(model, memo)
     originals = {i for i, (item, _) in met.items() if isinstance(item, (nn.Module, Tensor)) and memo.get(i) is not item}
     left = next((item for i, (item, _) in _reach(twin) if i in originals), None)
@@ -142,11 +135,11 @@ def _copy(item: Any, memo: dict[int, Any]) -> Any:
 
 def _inside(item: Any) -> Iterable[Any]:
     """What an object holds."""
-    if isinstance(item, (Tensor, ModuleType)):
+    if isinstance(item, (Tensor, ModuleType, functools._lru_cache_wrapper)):
         return ()
     if isinstance(item, FunctionType):
         cells = [c.cell_contents for c in item.__closure__ or () if _filled(c)]
-        return [*cells, *item.__dict__.values()]
+        return [*cells, *item.__dict__.values(), item.__defaults__, item.__kwdefaults__]
     if isinstance(item, MethodType):
         return (item.__self__, item.__func__)
     if isinstance(item, functools.partial):
@@ -169,9 +162,10 @@ def _slots(kind: type) -> list[str]:
 
 def _filled(cell: CellType) -> bool:
     try:
-        return cell.cell_contents is not None
+        cell.cell_contents  # noqa: B018
     except ValueError:
         return False
+    return True
 
 
 def _reach(start: Any) -> Iterator[tuple[int, tuple[Any, list[Any]]]]:
@@ -226,6 +220,14 @@ def _base(kind: type) -> type:
 def _shell(item: Any) -> Any:
     made: Any = _base(type(item))
     return made.__new__(type(item))
+
+
+def _bind(made: FunctionType, given: FunctionType, memo: dict[int, Any]) -> None:
+    for new, old in zip(made.__closure__ or (), given.__closure__ or (), strict=True):
+        if _filled(old):
+            new.cell_contents = _copy(old.cell_contents, memo)
+    made.__defaults__, made.__kwdefaults__ = _copy((given.__defaults__, given.__kwdefaults__), memo)
+    made.__dict__.update({k: _copy(v, memo) for k, v in given.__dict__.items()})
 
 
 def _fill(shell: Any, item: Any, memo: dict[int, Any]) -> None:

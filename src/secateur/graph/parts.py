@@ -95,10 +95,11 @@ def part_at(model: nn.Module, path: str) -> Any:
 def _step(held: Any, step: str) -> Any:
     if isinstance(held, nn.Module) and step in held._modules:
         return held._modules[step]
-    if isinstance(held, Mapping):
-        return held[_key(held, step)]
-    if isinstance(held, (list, tuple)) and not hasattr(held, step):
-        return held[int(step)]
+    if step not in getattr(held, "__dict__", ()):
+        if isinstance(held, Mapping):
+            return held[_key(held, step)]
+        if isinstance(held, (list, tuple)) and not hasattr(held, step):  # a named tuple has names
+            return held[int(step)]
     return getattr(held, step)
 
 
@@ -120,7 +121,7 @@ def put(model: nn.Module, path: str, value: Any) -> None:
     """
     way, _, last = path.rpartition(".")
     held = part_at(model, way)
-    if isinstance(held, dict):
+    if isinstance(held, dict) and last not in getattr(held, "__dict__", ()):
         held[_key(held, last)] = value
     elif isinstance(held, (list, tuple)):
         items = list(held)

@@ -284,7 +284,11 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way, more: Wider
         fake=way is not _on_tensors,
     )
     recorder.let_go()
-    found = wider(model, recorder.homes.values(), recorder.escapes) if more is None else None
+    found = (
+        wider(model, {id(t) for t in named.values()}, recorder.homes.values(), recorder.escapes)
+        if more is None
+        else None
+    )
     if found is not None:
         with contextlib.suppress(Exception):  # the first look stands
             return _record(model, examples, way, found)

@@ -6,7 +6,7 @@ The first recording says what is asked; most models are recorded once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,24 +43,34 @@ class Wider:
                 value, own = values[id(shape.tensor)], vars(part_at(model, shape.path))
                 sizes = [Size(n, Extent(value.index, d), escape) for d, n in enumerate(value.shape)]
                 own[shape.key] = type(own[shape.key])(sizes)
+            saved = {id(holder) for holder, _ in before}
             for holder, key, made in _deep(self.parts, escape, known):
-                if not any(holder is h for h, _ in before):
+                if id(holder) not in saved:
+                    saved.add(id(holder))
                     before.append((holder, dict(holder)))
                 holder[key] = made
             with keeping(self.homes):
                 yield
         finally:
-            for holder, saved in before:
+            for holder, content in before:
                 holder.clear()
-                holder.update(saved)
+                holder.update(content)
 
 
 def wider(
-    model: nn.Module, homes: Iterable[dict[str, Any]], escapes: Iterable[tuple[Expression, Place]]
+    model: nn.Module,
+    tensors: Container[int],
+    homes: Iterable[dict[str, Any]],
+    escapes: Iterable[tuple[Expression, Place]],
 ) -> Wider | None:
-    """What a second recording should look at; None where it would see what the first one saw."""
+    """What a second recording should look at; None where it would see what the first one saw.
+
+    Args:
+        model: it was recorded. tensors: ids of the named ones.
+        homes: globals of code that took the ``int`` of a size. escapes: as in the graph.
+    """
     parts, made = parts_of(model), list(homes)
-    if parts.modules or made:
+    if parts.modules or made or shapes_of(parts, tensors):
         return Wider(parts, made)
     known: dict[Attribute, int] = {}
     for _ in _deep(parts, lambda source: None, known):
