@@ -22,6 +22,7 @@ from secateur.errors import PlanError, brief
 
 _KINDS = (list, dict, OrderedDict, set)
 _WRITTEN_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_COMMON = frozenset((str, int, float, bool, type(None)))
 _ATOMS = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Generator)
 
 
@@ -174,7 +175,7 @@ def _reach(start: Any) -> Iterator[tuple[int, tuple[Any, list[Any]]]]:
     todo = [start]
     while todo:
         item = todo.pop()
-        if isinstance(item, _ATOMS) or id(item) in seen:
+        if type(item) in _COMMON or isinstance(item, _ATOMS) or id(item) in seen:
             continue
         seen.add(id(item))
         inside = list(_inside(item))

@@ -190,7 +190,7 @@ def _watching(model: nn.Module, recorder: Recorder, more: Wider) -> Iterator[dic
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel otherwise
     try:
         with remembering(modules, recorder.escape) as attributes:
-            for module in modules.values():
+            for module in model.modules():  # not those that ``model.eval()`` does not reach
                 module.__dict__["training"] = False
             with more.remembering(model, recorder.values, recorder.escape, attributes):
                 yield attributes
