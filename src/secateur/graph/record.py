@@ -33,6 +33,7 @@ from secateur.graph.sizes import (
     remembering,
 )
 from secateur.graph.wholes import WHOLES
+from secateur.graph.wider import Wider, wider
 from secateur.types import Example
 
 _ARITHMETIC = frozenset(
@@ -168,9 +169,9 @@ def _ints(items: Iterable[Any], found: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, int]]:
+def _watching(model: nn.Module, recorder: Recorder, more: Wider) -> Iterator[dict[Attribute, int]]:
     """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
-    modules = dict(model.named_modules())
+    modules = {**more.parts.modules, **dict(model.named_modules())}
     recorder.kinds = {name: type(module) for name, module in modules.items()}
     names = {id(m): n for n, m in modules.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -189,9 +190,10 @@ def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, 
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel otherwise
     try:
         with remembering(modules, recorder.escape) as attributes:
-            for module in modules.values():
+            for module in model.modules():  # not those that ``model.eval()`` does not reach
                 module.__dict__["training"] = False
-            yield attributes
+            with more.remembering(model, recorder.values, recorder.escape, attributes):
+                yield attributes
     finally:
         forget(modules.values())
         for held, items in lists:
@@ -244,11 +246,11 @@ def _run(
 Way: TypeAlias = Callable[[nn.Module, Sequence[Example], Recorder], list[Value]]
 
 
-def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
+def _record(model: nn.Module, examples: Sequence[Example], way: Way, more: Wider | None = None) -> Graph:
     recorder, (parameters, buffers) = Recorder(), named_tensors(model)
     named = {**parameters, **buffers}
     tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
-    with no_garbage_collection(), _watching(model, recorder) as known, torch.no_grad():
+    with no_garbage_collection(), _watching(model, recorder, more or Wider()) as known, torch.no_grad():
         outputs = way(model, examples, recorder)
     sources = [size.source for call in recorder.calls for size in call.sizes if isinstance(size, Size)]
     sources += [source for source, _ in recorder.escapes]
@@ -270,6 +272,14 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
         fake=way is not _on_tensors,
     )
     recorder.let_go()
+    found = (
+        wider(model, {id(t) for t in named.values()}, recorder.homes.values(), recorder.escapes)
+        if more is None
+        else None
+    )
+    if found is not None:
+        with contextlib.suppress(Exception):  # the first look stands
+            return _record(model, examples, way, found)
     return graph
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from secateur.graph.parts import part_at, put
 from secateur.types import Setting
 
 
@@ -258,23 +259,13 @@ class _Before:
 
 def read_attribute(model: nn.Module, at: Attribute) -> Setting:
     """Value of an attribute now; a tuple for a list or tuple."""
-    value: Any = model.get_submodule(at.module)
-    for step in at.path.split("."):
-        value = value[int(step)] if step.isdigit() else getattr(value, step)
+    value: Any = part_at(model, str(at))
     return tuple(value) if isinstance(value, (list, tuple)) else int(value)
 
 
 def write_attribute(model: nn.Module, at: Attribute, value: Setting) -> None:
     """Set an attribute; an element of a tuple replaces the tuple, and a list stays one."""
-    holder: Any = model.get_submodule(at.module)
-    *way, last = at.path.split(".")
-    if last.isdigit():
-        for step in way[:-1]:
-            holder = getattr(holder, step)
-        items = list(getattr(holder, way[-1]))
-        items[int(last)] = value
-        vars(holder)[way[-1]] = type(getattr(holder, way[-1]))(items)
+    if isinstance(value, tuple):
+        put(model, str(at), type(part_at(model, str(at)))(value))
     else:
-        for step in way:
-            holder = getattr(holder, step)
-        vars(holder)[last] = type(vars(holder)[last])(value) if isinstance(value, tuple) else value
+        put(model, str(at), value)
