@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.calling import modules_of
+
 _LEAVES = (str, bytes, int, float, complex, type(None), type, Tensor, torch.dtype, torch.device, Enum)
 _PLAIN = frozenset((str, int, float, bool, type(None), nn.Parameter, Tensor))
 _OWN = frozenset(vars(nn.Module()))  # parameters, hooks and all else that every module has
@@ -35,7 +37,7 @@ def parts_of(model: nn.Module) -> Parts:
         >>> list(parts_of(net).modules)
         ['stack.0', 'stack.1']
     """
-    registered = dict(model.named_modules())
+    registered = modules_of(model)
     known = {id(m) for m in registered.values()}
     hidden: dict[str, nn.Module] = {}
     objects: dict[tuple[str, str], Any] = {}
@@ -52,16 +54,24 @@ def parts_of(model: nn.Module) -> Parts:
                         known.add(id(part))
                         hidden[inner] = part
                         todo.append((inner, part))
-            elif hasattr(item, "__dict__") and not callable(item):
+            elif has_attributes(type(item)) and not callable(item):
                 known.add(id(item))
                 objects[path, key] = item
     return Parts(hidden, objects)
 
 
+def has_attributes(kind: type) -> bool:
+    """Whether instances hold attributes of their own; asked of the class, as an object may answer in its own way."""
+    return kind.__dictoffset__ != 0
+
+
 def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """What the attributes of a module hold, and the lists, tuples and dicts there."""
     for key, value in vars(module).items():
-        if key in _OWN or type(value) in _PLAIN or isinstance(value, _LEAVES):
+        kind = value.__class__
+        if key in _OWN or kind in _PLAIN or isinstance(value, _LEAVES):
+            continue
+        if kind is tuple and _PLAIN.issuperset(map(type, value)):  # a stride, a padding
             continue
         if isinstance(value, (list, tuple)):
             yield from ((f"{key}.{i}", item) for i, item in enumerate(value))

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from secateur.calling import as_call, named_tensors, run, tensors_of
+from secateur.calling import as_call, modules_of, named_tensors, run, tensors_of
 from secateur.errors import TraceError, brief
 from secateur.graph.caches import forget
 from secateur.graph.recorded import Call, Graph, Value
@@ -136,7 +136,7 @@ class _Function(TorchFunctionMode):
         args, kwargs = tree_map(lambda a: plain(a) if isinstance(a, Size) else a, (args, kwargs))
         r.silent = True
         try:
-            out = func(*args, **kwargs) if self.fakes is None else outcome(self.fakes, func, args, kwargs)
+            out = func(*args, **kwargs) if self.fakes is None else outcome(r, self.fakes, func, args, kwargs)
         finally:
             r.silent = False
         r.write(f"secateur::{name}", bound, inputs, out, pointwise=False)
@@ -171,11 +171,11 @@ def _ints(items: Iterable[Any], found: list[int]) -> list[int]:
 @contextlib.contextmanager
 def _watching(model: nn.Module, recorder: Recorder, more: Wider) -> Iterator[dict[Attribute, int]]:
     """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
-    modules = {**more.parts.modules, **dict(model.named_modules())}
+    registered = modules_of(model)
+    modules = {**more.parts.modules, **registered}
     recorder.kinds = {name: type(module) for name, module in modules.items()}
     names = {id(m): n for n, m in modules.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    lists = [(v, list(v)) for m in modules.values() for v in vars(m).values() if type(v) is list]
 
     def enter(module: nn.Module, args: Any) -> None:
         recorder.stack.append(names.get(id(module), recorder.stack[-1]))
@@ -190,14 +190,12 @@ def _watching(model: nn.Module, recorder: Recorder, more: Wider) -> Iterator[dic
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel otherwise
     try:
         with remembering(modules, recorder.escape) as attributes:
-            for module in model.modules():  # not those that ``model.eval()`` does not reach
+            for module in registered.values():  # not those that ``model.eval()`` does not reach
                 module.__dict__["training"] = False
             with more.remembering(model, recorder.values, recorder.escape, attributes):
                 yield attributes
     finally:
         forget(modules.values())
-        for held, items in lists:
-            held[:] = items
         before.remove()
         after.remove()
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -44,6 +44,7 @@ class Recorder:
     api: str = ""
     sizes: tuple[int, ...] = ()
     place: Place = NOWHERE
+    facts: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # of tensors that stay alive, for scripts.py
     schemas: dict[int, Schema] = field(default_factory=dict)
     homes: dict[int, dict[str, Any]] = field(default_factory=dict)  # globals of code that took the int of a size
 
@@ -85,7 +86,7 @@ class Recorder:
 
     def let_go(self) -> None:
         """Forget calls and tensors: sizes in the graph hold on to this recorder, and would to themselves by it."""
-        self.calls, self.values, self.alive = [], {}, []
+        self.calls, self.values, self.alive, self.facts = [], {}, [], {}
 
     def here(self) -> Place:
         """The innermost line that is neither torch's nor ours."""

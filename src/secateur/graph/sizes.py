@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from secateur.graph.parts import part_at, put
+from secateur.graph.parts import has_attributes, part_at, put
 from secateur.types import Setting
 
 
@@ -175,6 +175,7 @@ def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> i
 
 
 _NO_SIZES = frozenset((bool, float, str, type(None), set, frozenset, bytes))
+_REGISTRIES = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 @contextlib.contextmanager
@@ -191,8 +192,9 @@ def remembering(
     try:
         for name, module in modules.items():
             if type(module) is nn.MultiheadAttention:  # once cut it runs other code (multihead.py)
+                before.held.append((module.__dict__, dict(module.__dict__)))
                 continue
-            for key, config in before.tag(vars(module), name, ""):
+            for key, config in before.tag(module.__dict__, name, ""):
                 if id(config) not in seen:
                     seen.add(id(config))
                     before.tag(vars(config), name, f"{key}.")
@@ -209,6 +211,7 @@ class _Before:
         self.known: dict[Attribute, int] = {}
         self.held: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.empty: list[dict[str, Any]] = []  # most dicts of a module are, hooks above all
+        self.lists: list[tuple[list[Any], list[Any]]] = []
         self.caches: list[Any] = []
 
     def tag(self, holder: dict[str, Any], module: str, prefix: str) -> list[tuple[str, Any]]:
@@ -222,25 +225,31 @@ class _Before:
             if kind is OrderedDict or kind is dict:
                 if value:
                     self.held.append((value, dict(value)))
-                    self.caches += [v for v in value.values() if hasattr(v, "cache_clear")]
+                    if key not in _REGISTRIES:
+                        self.caches += [v for v in value.values() if hasattr(v, "cache_clear")]
                 else:
                     self.empty.append(value)
             elif kind is int:
-                if value > 1:
-                    at = Attribute(module, prefix + key)
-                    self.known[at] = value
-                    holder[key] = Size(value, at, self.escape)
+                holder[key] = self.size(value, module, prefix + key)
             elif kind is tuple or kind is list:
-                if value and all(type(i) is int for i in value):
-                    places = [Attribute(module, f"{prefix}{key}.{j}") for j in range(len(value))]
-                    self.known.update(zip(places, value, strict=True))
-                    holder[key] = kind(Size(i, at, self.escape) for i, at in zip(value, places, strict=True))
+                if kind is list:
+                    self.lists.append((value, list(value)))
+                if all(type(i) is int for i in value) and any(i > 1 for i in value):
+                    holder[key] = kind([self.size(i, module, f"{prefix}{key}.{j}") for j, i in enumerate(value)])
             elif callable(value):  # modules and classes are
                 if hasattr(value, "cache_clear"):
                     self.caches.append(value)
-            elif key[0] != "_" and hasattr(value, "__dict__"):
+            elif key[0] != "_" and has_attributes(kind):
                 configs.append((key, value))
         return configs
+
+    def size(self, value: int, module: str, path: str) -> int:
+        """An int with a memory; what is no more than one cannot be cut."""
+        if value <= 1:
+            return value
+        at = Attribute(module, path)
+        self.known[at] = value
+        return Size(value, at, self.escape)
 
     def restore(self) -> None:
         """Put everything back, and empty the `functools.cache` of methods."""
@@ -249,6 +258,8 @@ class _Before:
             if len(holder) != len(saved):
                 holder.clear()
                 holder.update(saved)
+        for held, items in self.lists:
+            held[:] = items
         for holder in self.empty:
             if holder:
                 holder.clear()

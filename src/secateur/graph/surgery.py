@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from secateur.calling import modules_of
 from secateur.errors import PlanError
 from secateur.graph.copying import duplicate, tensors_by_name
 from secateur.graph.dropping import by_container, bypass_, drop_, original, renamed
@@ -50,14 +52,14 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
         >>> small[0].out_features, small[2].weight.shape, net[0].out_features
         (4, torch.Size([2, 4]), 8)
     """
-    _check(plan, model)
+    named = _check(plan, model)
     memo: dict[int, Any] = {}
-    for name, old in tensors_by_name(model).items():
+    for name, old in named.items():
         if id(old) not in memo:
             whole = old.detach()
             new = _cut(plan, name, whole)
             memo[id(old)] = _like(old, new.clone() if new is whole else new)
-    said = _said(model)
+    said = _said(model, named)
     small = duplicate(model, memo)
     _check_copy(plan, model, small)
     _finish(plan, small, said)
@@ -77,10 +79,10 @@ def _check_copy(plan: Plan, model: nn.Module, small: nn.Module) -> None:
 
 def apply_(plan: Plan, model: nn.Module) -> nn.Module:
     """Cut the model in place and return it; its parameters stay the same objects, so an optimizer still holds them."""
-    _check(plan, model)
-    said = _said(model)
+    named = _check(plan, model)
+    said = _said(model, named)
     done: set[int] = set()
-    for name, old in tensors_by_name(model).items():
+    for name, old in named.items():
         if id(old) not in done:
             done.add(id(old))
             whole = old.detach()
@@ -161,8 +163,8 @@ def _size_before(plan: Plan, name: str, shape: torch.Size) -> tuple[int, ...]:
     return tuple(len(plan.axes[name, d]) if (name, d) in plan.axes else n for d, n in enumerate(shape))
 
 
-def _check(plan: Plan, model: nn.Module) -> None:
-    """Everything that could fail, before anything is changed."""
+def _check(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
+    """Everything that could fail, before anything is changed; returns the model's tensors by name."""
     named = tensors_by_name(model)
     for (name, dim), keep in plan.axes.items():
         if name not in named:
@@ -198,6 +200,7 @@ def _check(plan: Plan, model: nn.Module) -> None:
                 f"the plan drops {sorted(gone)} of {path or 'the model'}, which holds {list(there)}: "
                 "was the model cut already, or is it another architecture?"
             )
+    return named
 
 
 def _cut(plan: Plan, name: str, tensor: Tensor) -> Tensor:
@@ -222,7 +225,7 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 def _narrow(plan: Plan, model: nn.Module) -> None:
     """Attentions of torch's own that lost something run with what is left."""
-    for path, part in model.named_modules():
+    for path, part in modules_of(model).items():
         if type(part) is nn.MultiheadAttention:
             prefix = f"{path}." if path else ""
             cut = {(n.removeprefix(prefix), d): keep for (n, d), keep in plan.axes.items() if n.startswith(prefix)}
@@ -230,9 +233,9 @@ def _narrow(plan: Plan, model: nn.Module) -> None:
                 narrow_(part, cut)
 
 
-def _said(model: nn.Module) -> list[tuple[Shape, str]]:
+def _said(model: nn.Module, named: Mapping[str, Tensor]) -> list[tuple[Shape, str]]:
     """What objects in the model say of the shapes of its tensors, with the name of each tensor."""
-    names = {id(t): n for n, t in tensors_by_name(model).items()}
+    names = {id(t): n for n, t in named.items()}
     return [(shape, names[id(shape.tensor)]) for shape in shapes_of(parts_of(model), names)]
 
 
@@ -249,7 +252,7 @@ def _finish(plan: Plan, model: nn.Module, said: list[tuple[Shape, str]]) -> None
         sizes.setdefault(module, {})[tuple(slot)] = change  # type: ignore[index]
     for module, changes in sizes.items():
         resize_(part_at(model, module), changes)
-    for part in model.modules():
+    for part in modules_of(model).values():
         for kind, fields in _SAID.items():
             if isinstance(part, kind):
                 for attribute, (parameter, dim) in fields.items():

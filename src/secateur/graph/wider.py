@@ -72,11 +72,10 @@ def wider(
     parts, made = parts_of(model), list(homes)
     if parts.modules or made or shapes_of(parts, tensors):
         return Wider(parts, made)
-    known: dict[Attribute, int] = {}
-    for _ in _deep(parts, lambda source: None, known):
+    asked, known = set(_literals(escapes)), dict[Attribute, int]()
+    for _ in _deep(parts, lambda source: None, known) if asked else ():
         pass
-    asked = set(known.values()) & set(_literals(escapes))
-    return Wider(parts, made) if asked else None
+    return Wider(parts, made) if asked & set(known.values()) else None
 
 
 def _literals(escapes: Iterable[tuple[Expression, Place]]) -> Iterator[int]:
