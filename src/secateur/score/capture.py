@@ -24,6 +24,7 @@ class Contraction:
         weight, bias: parameter names (bias None where there is none).
         in_dim: the axis of the weight that is summed over. taps: columns a position of that axis owns.
         x, y: input and output as the model saw them. unfold: how a convolution meets its input.
+        groups: of a convolution: outputs of the k-th see the k-th part of the input's channels alone.
     """
 
     weight: str
@@ -33,6 +34,7 @@ class Contraction:
     x: Tensor
     y: Tensor
     unfold: Mapping[str, Any]
+    groups: int = 1
 
     def rows(self, x: Tensor | None = None) -> Tensor:
         """Input rows, shape (n, positions * taps)."""
@@ -107,6 +109,7 @@ def version(tensor: Tensor) -> int:
 class Watch(TorchFunctionMode):
     """Calls ``seen(contraction)`` after every linear layer or ungrouped convolution on a named weight.
 
+    ``grouped`` convolutions are told of only where asked for: no single matrix stands for one.
     ``added(left, right)`` hears of every addition of two tensors before it happens (``+=`` writes over one of them):
     a residual stream shows itself there.
     """
@@ -116,12 +119,13 @@ class Watch(TorchFunctionMode):
         model: nn.Module,
         seen: Callable[[Contraction], None],
         added: Callable[[Tensor, Tensor], None] | None = None,
+        grouped: bool = False,
     ) -> None:
         super().__init__()
         self.names: dict[int, str] = {}
         for name, p in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(p), name)
-        self.seen, self.added = seen, added
+        self.seen, self.added, self.grouped = seen, added, grouped
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass the call on, and report it if it is one of ours."""
@@ -154,12 +158,13 @@ class Watch(TorchFunctionMode):
         kernel = tuple(w.shape[2:])
         stride, dilation = (_tuple(given.get(k, 1), rank) for k in ("stride", "dilation"))
         padding = _padding(given.get("padding", 0), kernel, dilation)
-        if given.get("groups", 1) != 1 or padding is None:
+        groups = int(given.get("groups", 1))
+        if (groups != 1 and not self.grouped) or padding is None:
             return
         if x.dim() == rank + 1:  # one image without a batch
             x, out = x[None], out[None]
         unfold = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-        self._report(x, w, given.get("bias"), 1, out, math.prod(kernel), unfold)
+        self._report(x, w, given.get("bias"), 1, out, math.prod(kernel), unfold, groups)
 
     def _report(
         self,
@@ -170,11 +175,12 @@ class Watch(TorchFunctionMode):
         out: Tensor,
         taps: int = 1,
         unfold: Mapping[str, Any] = MappingProxyType({}),
+        groups: int = 1,
     ) -> None:
         name = self.names.get(id(w))
         if name is not None and isinstance(x, Tensor) and w.dim() == (len(unfold["kernel"]) + 2 if unfold else 2):
             bias = self.names.get(id(b)) if b is not None else None
-            self.seen(Contraction(name, bias, in_dim, taps, x, out, unfold))
+            self.seen(Contraction(name, bias, in_dim, taps, x, out, unfold, groups))
 
 
 def _padding(given: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...] | None:
