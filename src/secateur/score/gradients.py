@@ -150,8 +150,11 @@ class Curvature:
 def hutchinson(probes: int = 8) -> Curvature:
     """``mean v ⊙ H v`` over random signs ``v`` (Hutchinson): unbiased, and exact where the Hessian is diagonal.
 
+    The standard error of an entry is the norm of the rest of its row of ``H`` over the root of all draws together, so
+    a few draws on a few batches tell little where weights interact.
+
     Args:
-        probes: draws a batch; the variance falls as their number and that of the batches.
+        probes: draws a batch.
 
     Raises:
         ArgumentError: fewer than one probe.
