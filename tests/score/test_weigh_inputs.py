@@ -169,6 +169,26 @@ def test_transposed_weights_are_known_by_their_contraction() -> None:
     assert input_norms(layer, [x], prunable(layer))["weight"].in_dim == 0
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_own_attention_is_looked_into(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first).double().eval()
+    x = torch.randn(2, 5, 8).double()
+    found = input_norms(net, [x], prunable(net))
+    assert set(found) == {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
+    attention = net.self_attn
+    q, k, v = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+    heads = [t.unflatten(-1, (2, 4)).movedim(-2, 0) for t in (q, k, v)]
+    if not batch_first:
+        heads = [t.transpose(1, 2) for t in heads]
+    mixed = F.scaled_dot_product_attention(*heads).movedim(0, -2).flatten(-2)
+    close(found["self_attn.in_proj_weight"].square[0], x.reshape(-1, 8).square().sum(0))
+    close(found["self_attn.out_proj.weight"].square[0], mixed.reshape(-1, 8).square().sum(0))
+    across = nn.TransformerDecoderLayer(8, 2, 16).eval()
+    with pytest.raises(CoupleError, match=r"multihead_attn\.in_proj_weight cannot be seen"):
+        weighed(across, wanda, [(torch.randn(2, 1, 8), torch.randn(3, 1, 8))])
+
+
 def test_a_weight_used_twice_has_the_inputs_of_both() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
     net[1].weight = net[0].weight

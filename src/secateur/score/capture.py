@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -109,7 +109,8 @@ def version(tensor: Tensor) -> int:
 class Watch(TorchFunctionMode):
     """Calls ``seen(contraction)`` after every linear layer or ungrouped convolution on a named weight.
 
-    ``grouped`` convolutions are told of only where asked for: no single matrix stands for one.
+    ``every`` tells of grouped convolutions too, for which no single matrix stands, and of the products inside of
+    ``F.multi_head_attention_forward``.
     ``added(left, right)`` hears of every addition of two tensors before it happens (``+=`` writes over one of them):
     a residual stream shows itself there.
     """
@@ -119,13 +120,13 @@ class Watch(TorchFunctionMode):
         model: nn.Module,
         seen: Callable[[Contraction], None],
         added: Callable[[Tensor, Tensor], None] | None = None,
-        grouped: bool = False,
+        every: bool = False,
     ) -> None:
         super().__init__()
         self.names: dict[int, str] = {}
         for name, p in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(p), name)
-        self.seen, self.added, self.grouped = seen, added, grouped
+        self.seen, self.added, self.every = seen, added, every
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass the call on, and report it if it is one of ours."""
@@ -134,6 +135,9 @@ class Watch(TorchFunctionMode):
             left, right = args
             if isinstance(left, Tensor) and isinstance(right, Tensor):
                 self.added(left, right)
+        if self.every and func is F.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **kwargs)
         out = func(*args, **kwargs)
         if func in _LINEAR:
             self._linear(args, kwargs, out)
@@ -159,7 +163,7 @@ class Watch(TorchFunctionMode):
         stride, dilation = (_tuple(given.get(k, 1), rank) for k in ("stride", "dilation"))
         padding = _padding(given.get("padding", 0), kernel, dilation)
         groups = int(given.get("groups", 1))
-        if (groups != 1 and not self.grouped) or padding is None:
+        if (groups != 1 and not self.every) or padding is None:
             return
         if x.dim() == rank + 1:  # one image without a batch
             x, out = x[None], out[None]
@@ -198,6 +202,15 @@ def _tuple(value: Any, rank: int) -> tuple[int, ...]:
     return given * rank if len(given) == 1 else given
 
 
+def _unguarded(func: Any) -> Any:
+    """A function of torch's own as it runs without a mode, which would take it for one call: its parts can be seen."""
+    inside = {**func.__globals__, "has_torch_function": lambda *tensors: False}
+    made = FunctionType(func.__code__, inside, func.__name__, func.__defaults__, func.__closure__)
+    made.__kwdefaults__ = func.__kwdefaults__
+    return made
+
+
+_attention = _unguarded(F.multi_head_attention_forward)
 _LINEAR = {F.linear}
 _CONV = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _MATMUL = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}

@@ -182,7 +182,7 @@ Time and memory grow with the square of the number of units.
 
 
 def random(seed: int = 0) -> Criterion:
-    """Uniform random scores: the control that every criterion must beat.
+    """Uniform random scores, of units or of single weights: the control that every criterion must beat.
 
     Example:
         >>> random(3).name

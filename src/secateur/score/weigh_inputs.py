@@ -47,7 +47,8 @@ def input_norms(model: nn.Module, batches: Batches, weights: Mapping[str, Tensor
     Args:
         model: left as it was. batches: examples; targets are ignored.
         weights: those of linear layers and convolutions of any rank, grouped ones too, by the function that uses
-            them: the transposed weights of transformers' ``Conv1D`` are recognized.
+            them: the transposed weights of transformers' ``Conv1D`` are recognized, and self-attention by torch's
+            ``MultiheadAttention`` is looked into.
 
     Raises:
         DataError: no batches, or inputs that are not finite; it names the weight and the batch.
@@ -77,7 +78,7 @@ def input_norms(model: nn.Module, batches: Batches, weights: Mapping[str, Tensor
 
     with learning(model, ()), torch.no_grad():
         for number, example, _ in checked(model, batches):
-            with Watch(model, seen, grouped=True):
+            with Watch(model, seen, every=True):
                 forward(model, example, number)
     for name in weights:
         if name not in found:
