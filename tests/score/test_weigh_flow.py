@@ -122,5 +122,7 @@ def test_nothing_flows_where_the_output_is_cut_off() -> None:
 
     with pytest.raises(DataError, match="nothing flows"):
         weighed(Cut(3, 2), synflow, [torch.ones(1, 3)])
+    with pytest.raises(DataError, match="Cut has no parameter 'other'"):
+        weighed(Cut(3, 2), synflow, [torch.ones(1, 3)], {"other": torch.ones(1)})
     net = cnn()
     assert set(weighed(net, synflow, [(torch.ones(2, 3, 8, 8), torch.tensor([0, 1]))])) == set(prunable(net))

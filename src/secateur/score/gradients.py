@@ -79,11 +79,7 @@ def differentiate(
     Raises:
         DataError: no batches, or a loss or a gradient that is not finite; ``weights`` names what the model has not.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
-    for name in weights:
-        if name not in named:
-            raise DataError(f"{type(model).__name__} has no parameter {name!r}: take the weights of sc.prunable(model)")
-    mine: dict[str, Tensor] = {name: named[name] for name in weights}
+    mine = parameters_of(model, weights)
     generator = torch.Generator().manual_seed(0)
     count = 0
     with learning(model, mine.values(), batch_statistics), ExitStack() as stack:
@@ -97,6 +93,19 @@ def differentiate(
             use(mine, grads)
             count += 1
     return count
+
+
+def parameters_of(model: nn.Module, weights: Named) -> dict[str, Tensor]:
+    """The model's own parameters of these names.
+
+    Raises:
+        DataError: it has none of a name.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name in weights:
+        if name not in named:
+            raise DataError(f"{type(model).__name__} has no parameter {name!r}: take the weights of sc.prunable(model)")
+    return {name: named[name] for name in weights}
 
 
 def _scalar(value: Any, number: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from secateur.calling import tensors_of
 from secateur.errors import DataError
 from secateur.score.calibrate import checked, forward
+from secateur.score.gradients import parameters_of
 from secateur.types import Batches, Criterion, Example, Weighing
 
 
@@ -30,12 +31,13 @@ def _ones(model: nn.Module, batches: Batches, weights: Mapping[str, Tensor]) -> 
 
 def _synflow(model: nn.Module, weights: Mapping[str, Tensor], stats: Example) -> dict[str, Tensor]:
     twin = copy.deepcopy(model).double().eval()
-    named = dict(twin.named_parameters(remove_duplicate=False))
+    mine = parameters_of(twin, weights)
     for name, w in weights.items():
-        named[name].data.copy_(w.detach())  # they may be masked, where the model's are not
+        mine[name].data.copy_(w.detach())  # they may be masked, where the model's are not
     for parameter in twin.parameters():
         parameter.requires_grad_(False).abs_()
-    mine = {name: named[name].requires_grad_(True) for name in weights}
+    for w in mine.values():
+        w.requires_grad_(True)
     with torch.enable_grad():
         output = forward(twin, stats, 0)
         own = getattr(output, "loss", None)

@@ -183,6 +183,8 @@ def obd_with(
 ) -> Criterion:
     """Optimal brain damage: ``w² h / 2``, ``h`` the Hessian's diagonal, the mean over batches (LeCun et al. 1989).
 
+    Away from a minimum ``h`` may be negative; such weights go first.
+
     Args:
         loss: ``(output, targets, generator) -> scalar``.
         curvature: how the diagonal is found: `hutchinson` (random signs through Hessian-vector products, unbiased),
