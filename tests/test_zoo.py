@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,13 @@ def test_all_load_again_in_another_process() -> None:
     done = subprocess.run(command, cwd=ZOO, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert [name for name in QUICK if not found[name]] == []
+
+
+def test_the_readme_counts_as_the_rows_do() -> None:
+    words = " ".join((page.ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = re.findall(r"of the (\d+) models of \[the zoo\]\(docs/zoo\.md\), (\d+) are cut, proved", words)
+    rows = page.rows()
+    assert said == [(str(len(rows)), str(sum(map(page.proved, rows))))]
 
 
 def test_the_page_says_what_the_rows_hold() -> None:

@@ -10,11 +10,18 @@ from torch import nn
 
 PARTS = (
     "vision",
+    "pictures",
+    "yolo",
     "detect",
+    "diffusion",
     "generate",
+    "series",
     "audio",
     "recurrent",
+    "sequences",
     "attention",
+    "language",
+    "variants",
     "mixing",
     "tabular",
     "fields",

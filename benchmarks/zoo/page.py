@@ -25,8 +25,8 @@ process. The share is of the parameters that some unit takes with it, by the def
 cut on request, and layers that can be dropped whole are not counted.
 
 Torch-Pruning 1.6.1 is used by the recipes of its documentation, at half of the channels; where it ends well, `time`
-is the seconds of recording, coupling and cutting over those of its graph building and pruning, in turns in one
-process.
+is the CPU seconds of recording, coupling and cutting over those of its graph building and pruning: medians of three, in
+turns in one process, each cutting a copy made before the clock started.
 
 """
 

@@ -23,6 +23,11 @@ def started() -> dict[str, Tensor]:
     return {"decoder_input_ids": tokens(2, 7)}
 
 
+def codes() -> dict[str, Tensor]:
+    """Four books of codes a row."""
+    return {"input_ids": tokens(3 * 4, 7)}
+
+
 def short() -> dict[str, Tensor]:
     return {"is_longer": torch.zeros(2, 1, dtype=torch.bool)}
 
@@ -102,8 +107,8 @@ SOUND_MODELS = {
         max_position_embeddings=48,
     ),
     "musicgen": case(
-        "MusicgenForCausalLM", lambda: {"input_ids": tokens(3 * 4, 7)}, vocab_size=VOCAB, hidden_size=64,
-        num_hidden_layers=2, num_attention_heads=4, ffn_dim=144, max_position_embeddings=48,
+        "MusicgenForCausalLM", drawn(codes, encoder_hidden_states=(3, 9, 64)), vocab_size=VOCAB, hidden_size=64,
+        num_hidden_layers=6, num_attention_heads=4, ffn_dim=144, max_position_embeddings=48,
     ),
 }  # fmt: skip
 

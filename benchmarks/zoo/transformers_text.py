@@ -72,6 +72,12 @@ def pairs() -> dict[str, Tensor]:
     return masked() | reply()
 
 
+def entities() -> dict[str, Tensor]:
+    """Two entities in each row, of two words each."""
+    places = torch.tensor([[0, 1, -1], [3, 4, -1]]).repeat(3, 1, 1)
+    return {"entity_ids": torch.randint(1, 10, (3, 2)), "entity_position_ids": places}
+
+
 TRUNK = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 144,
     "initializer_range": 0.1,
@@ -128,18 +134,21 @@ ENCODERS = {
         "FunnelForMaskedLM", masked, vocab_size=VOCAB, block_sizes=[2, 1], num_decoder_layers=1, d_model=64, n_head=4,
         d_head=12, d_inner=144,
     ),
-    "squeezebert": encoder("SqueezeBertForMaskedLM", embedding_size=64),
+    "squeezebert": encoder("SqueezeBertForMaskedLM", num_hidden_layers=6, embedding_size=64),
     "nystromformer": encoder(
         "NystromformerForMaskedLM", lambda: {"input_ids": tokens(3, 12)}, num_landmarks=4, segment_means_seq_len=12,
         conv_kernel_size=5,
     ),
-    "fnet": encoder("FNetForMaskedLM", ids, tpu_short_seq_length=11),
+    "fnet": encoder(
+        "FNetForMaskedLM", ids, num_hidden_layers=6, intermediate_size=256, tpu_short_seq_length=11,
+    ),
     "roformer": encoder("RoFormerForMaskedLM", embedding_size=24),
     "convbert": encoder("ConvBertForMaskedLM", embedding_size=24, conv_kernel_size=5),
     "longformer": encoder("LongformerForMaskedLM", attention_window=4),
     "big_bird": encoder("BigBirdForMaskedLM", attention_type="original_full"),
     "canine": encoder(
-        "CanineForTokenClassification", ids, num_hash_buckets=64, local_transformer_stride=4, num_labels=5,
+        "CanineForTokenClassification", ids, num_hidden_layers=6, num_hash_buckets=64, local_transformer_stride=4,
+        num_labels=5,
     ),
     "ernie": encoder("ErnieForMaskedLM"),
     "esm": encoder("EsmForMaskedLM", position_embedding_type="rotary", mask_token_id=4, token_dropout=True),
@@ -147,7 +156,9 @@ ENCODERS = {
     "rembert": encoder("RemBertForMaskedLM", input_embedding_size=24, output_embedding_size=40),
     "ibert": encoder("IBertForMaskedLM"),
     "mra": encoder("MraForMaskedLM"),
-    "luke": encoder("LukeForMaskedLM", entity_vocab_size=10, entity_emb_size=24),
+    "luke": encoder(
+        "LukeForMaskedLM", drawn(masked, entities), num_hidden_layers=4, entity_vocab_size=10, entity_emb_size=24,
+    ),
     "xlm": case(
         "XLMWithLMHeadModel", masked, vocab_size=VOCAB, emb_dim=64, n_layers=2, n_heads=4, max_position_embeddings=48,
         **IDS,
@@ -158,7 +169,9 @@ ENCODERS = {
         num_attention_heads=4, attn_layers=["local", "lsh"], num_buckets=4, hash_seed=0, axial_pos_embds=False,
         local_attn_chunk_length=4, lsh_attn_chunk_length=4, max_position_embeddings=48, is_decoder=False, **IDS,
     ),
-    "layoutlm": encoder("LayoutLMForTokenClassification", boxed, max_2d_position_embeddings=64, num_labels=5),
+    "layoutlm": encoder(
+        "LayoutLMForTokenClassification", boxed, num_hidden_layers=6, max_2d_position_embeddings=64, num_labels=5,
+    ),
     "lilt": encoder("LiltForTokenClassification", boxed, hidden_size=96, max_2d_position_embeddings=64, num_labels=5),
 }  # fmt: skip
 
@@ -190,8 +203,9 @@ DECODERS = {
     ),
     "biogpt": encoder("BioGptForCausalLM"),
     "trocr": case(
-        "TrOCRForCausalLM", masked, vocab_size=VOCAB, d_model=64, decoder_layers=2, decoder_attention_heads=4,
-        decoder_ffn_dim=144, max_position_embeddings=48, **IDS,
+        "TrOCRForCausalLM", drawn(masked, encoder_hidden_states=(3, 9, 48)), vocab_size=VOCAB, d_model=64,
+        decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=144, cross_attention_hidden_size=48,
+        max_position_embeddings=48, **IDS,
     ),
     "llama": decoder("Llama"),
     "mistral": decoder("Mistral", head_dim=24, sliding_window=7),
@@ -289,8 +303,8 @@ STATES = {
         head_dim=16, n_groups=2, chunk_size=4, **IDS,
     ),
     "rwkv": case(
-        "RwkvForCausalLM", ids, vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, attention_hidden_size=64,
-        intermediate_size=144, context_length=48, **IDS,
+        "RwkvForCausalLM", ids, vocab_size=VOCAB, hidden_size=64, num_hidden_layers=4, attention_hidden_size=64,
+        intermediate_size=256, context_length=48, **IDS,
     ),
     "xlstm": case(
         "xLSTMForCausalLM", ids, vocab_size=VOCAB, hidden_size=64, embedding_dim=64, num_hidden_layers=2, num_blocks=2,

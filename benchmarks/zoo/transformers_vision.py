@@ -37,6 +37,7 @@ def vision(kind: str, **sizes: Any) -> Case:
 OUT = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 DEEP = {"num_hidden_layers": 4, **OUT, "reshape_hidden_states": False}
 STAGES = {"hidden_sizes": [16, 24, 40, 48], "depths": [1, 1, 2, 1]}
+DEEPER = {"hidden_sizes": [32, 48, 80, 96], "depths": [2, 2, 6, 2]}
 PYRAMID = {**STAGES, "num_attention_heads": [1, 2, 4, 4], "mlp_ratios": [2, 2, 3, 3]}
 RESIDUAL = {"embedding_size": 24, "hidden_sizes": [32, 48, 56, 80], "depths": [1, 2, 1, 1]}
 SWIN = {
@@ -52,8 +53,9 @@ PICTURE_MODELS = {
     "dinov2_with_registers": vit("Dinov2WithRegistersForImageClassification", use_swiglu_ffn=True),
     "dinov3_vit": vit("DINOv3ViTModel", use_gated_mlp=True, num_register_tokens=3),
     "vit_mae": vit(
-        "ViTMAEForPreTraining", drawn(pixel_values=(2, 3, 32, 32), noise=(2, 16)), decoder_hidden_size=40,
-        decoder_num_attention_heads=4, decoder_num_hidden_layers=2, decoder_intermediate_size=72,
+        "ViTMAEForPreTraining", drawn(pixel_values=(2, 3, 32, 32), noise=(2, 16)), num_hidden_layers=4,
+        decoder_hidden_size=40, decoder_num_attention_heads=4, decoder_num_hidden_layers=2,
+        decoder_intermediate_size=72,
     ),
     "vit_msn": vit("ViTMSNForImageClassification"),
     "ijepa": vit("IJepaForImageClassification"),
@@ -79,7 +81,7 @@ PICTURE_MODELS = {
     "pixtral": vit("PixtralVisionModel"),
     "vjepa2": case(
         "VJEPA2Model", drawn(pixel_values_videos=(1, 4, 3, 32, 32)), patch_size=8, crop_size=32, frames_per_clip=4,
-        hidden_size=64, num_attention_heads=4, num_hidden_layers=2, mlp_ratio=3, pred_hidden_size=48,
+        hidden_size=64, num_attention_heads=4, num_hidden_layers=6, mlp_ratio=3, pred_hidden_size=48,
         pred_num_attention_heads=4, pred_num_hidden_layers=1, pred_mlp_ratio=2,
     ),
     "eomt": vit("EomtForUniversalSegmentation", num_queries=9, num_blocks=1, mlp_ratio=3, num_upscale_blocks=1),
@@ -95,9 +97,9 @@ PICTURE_MODELS = {
         "HieraForImageClassification", image_size=[64, 64], embed_dim=24, depths=[1, 1, 2], num_heads=[1, 2, 4],
         num_query_pool=2, masked_unit_size=[4, 4], masked_unit_attention=[True, False, False],
     ),
-    "convnext": vision("ConvNextForImageClassification", **STAGES),
-    "convnextv2": vision("ConvNextV2ForImageClassification", **STAGES),
-    "dinov3_convnext": vision("DINOv3ConvNextModel", **STAGES),
+    "convnext": vision("ConvNextForImageClassification", **DEEPER),
+    "convnextv2": vision("ConvNextV2ForImageClassification", **DEEPER),
+    "dinov3_convnext": vision("DINOv3ConvNextModel", **DEEPER),
     "resnet": vision("ResNetForImageClassification", **RESIDUAL),
     "regnet": vision("RegNetForImageClassification", **RESIDUAL, groups_width=8),
     "bit": vision("BitForImageClassification", **RESIDUAL, num_groups=8),
@@ -126,18 +128,20 @@ PICTURE_MODELS = {
         "TextNetForImageClassification", image_size=[64, 64], hidden_sizes=[16, 24, 32, 40, 48], stem_out_channels=16,
     ),
     "pp_lcnet": vision("PPLCNetForImageClassification", scale=0.5, class_expand=80),
-    "poolformer": vision("PoolFormerForImageClassification", **STAGES),
-    "segformer": vision("SegformerForSemanticSegmentation", **PYRAMID, decoder_hidden_size=56),
+    "poolformer": vision("PoolFormerForImageClassification", **{**STAGES, "depths": [4, 4, 12, 4]}),
+    "segformer": vision(
+        "SegformerForSemanticSegmentation", **{**PYRAMID, "depths": [2, 2, 2, 2]}, decoder_hidden_size=56,
+    ),
     "glpn": vision("GLPNForDepthEstimation", **PYRAMID, decoder_hidden_size=56),
     "pvt": vision("PvtForImageClassification", image_size=64, **PYRAMID),
-    "pvt_v2": vision("PvtV2ForImageClassification", image_size=[64, 64], **PYRAMID),
+    "pvt_v2": vision("PvtV2ForImageClassification", image_size=[64, 64], **{**PYRAMID, "depths": [2, 2, 2, 2]}),
     "levit": vision(
         "LevitForImageClassificationWithTeacher", image_size=64, hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3,
         4], depths=[1, 1, 1], key_dim=[8, 8, 8],
     ),
     "cvt": vision(
-        "CvtForImageClassification", embed_dim=[16, 32, 48], num_heads=[1, 2, 4], depth=[1, 2, 3], mlp_ratio=[2.0, 2.0,
-        3.0],
+        "CvtForImageClassification", embed_dim=[16, 32, 48], num_heads=[1, 2, 4], depth=[1, 2, 6], mlp_ratio=[4.0, 4.0,
+        4.0],
     ),
     "focalnet": vision(
         "FocalNetForImageClassification", image_size=64, embed_dim=24, depths=[1, 2, 1], focal_levels=[2, 2, 2],
@@ -146,12 +150,12 @@ PICTURE_MODELS = {
     "vit_matte": case(
         "VitMatteForImageMatting", drawn(pixel_values=(1, 4, 64, 64)), hidden_size=64, initializer_range=0.2,
         convstream_hidden_sizes=[12, 20, 28], fusion_hidden_sizes=[40, 24, 16, 10], backbone_config={**VIT,
-        "model_type": "vitdet", "image_size": 64, "patch_size": 16, "num_channels": 4, "out_features": ["stage2"],
-        "pretrain_image_size": 64},
+        "num_hidden_layers": 6, "model_type": "vitdet", "image_size": 64, "patch_size": 16, "num_channels": 4,
+        "out_features": ["stage6"], "pretrain_image_size": 64},
     ),
     "timesformer": vit("TimesformerForVideoClassification", VIDEO, num_frames=4),
-    "videomae": vit("VideoMAEForVideoClassification", VIDEO, num_frames=4),
-    "vivit": vit("VivitForVideoClassification", VIDEO, num_frames=4, tubelet_size=[2, 8, 8]),
+    "videomae": vit("VideoMAEForVideoClassification", VIDEO, num_hidden_layers=4, num_frames=4),
+    "vivit": vit("VivitForVideoClassification", VIDEO, num_hidden_layers=4, num_frames=4, tubelet_size=[2, 8, 8]),
 }  # fmt: skip
 
 RESNET = {"model_type": "resnet", **RESIDUAL, "layer_type": "basic", **OUT}
@@ -212,7 +216,8 @@ WORD_MODELS = {
     "clip": case("CLIPModel", CAPTIONED, **CLIP),
     "siglip": case("SiglipModel", CAPTIONED, text_config={**TEXT, "projection_size": 48}, vision_config=SIGHT),
     "altclip": case(
-        "AltCLIPModel", CAPTIONED, text_config={**TEXT, "project_dim": 56}, vision_config=SIGHT, projection_dim=40,
+        "AltCLIPModel", CAPTIONED, text_config={**TEXT, "num_hidden_layers": 3, "project_dim": 56},
+        vision_config={**SIGHT, "num_hidden_layers": 3}, projection_dim=40,
     ),
     "chinese_clip": case("ChineseCLIPModel", CAPTIONED, **CLIP),
     "clipseg": case(
@@ -220,7 +225,8 @@ WORD_MODELS = {
         projection_dim=40, extract_layers=[0, 1], reduce_dim=28, decoder_intermediate_size=72,
     ),
     "owlvit": case(
-        "OwlViTForObjectDetection", CAPTIONED, text_config={**TEXT, "max_position_embeddings": 16}, vision_config=SIGHT,
+        "OwlViTForObjectDetection", CAPTIONED, text_config={**TEXT, "max_position_embeddings": 16},
+        vision_config={**SIGHT, "num_hidden_layers": 3},
         projection_dim=64,
     ),
     "owlv2": case(
@@ -244,7 +250,7 @@ WORD_MODELS = {
         "Blip2QFormerModel", drawn(query_embeds=(2, 5, 64), encoder_hidden_states=(2, 9, 48)), **TEXT,
         encoder_hidden_size=48,
     ),
-    "git": case("GitForCausalLM", CAPTIONED, **TEXT, vision_config=SIGHT),
+    "git": case("GitForCausalLM", CAPTIONED, **{**TEXT, "num_hidden_layers": 4}, vision_config=SIGHT),
     "llava": case(
         "LlavaForConditionalGeneration", drawn(pictured, pixel_values=(2, 3, 32, 32)), text_config={**GQA,
         "model_type": "llama"}, vision_config={**SIGHT, "model_type": "clip_vision_model"}, image_token_id=100,
@@ -255,14 +261,16 @@ WORD_MODELS = {
         image_token_id=100, projection_dim=64,
     ),
     "layoutlmv3": encoder(
-        "LayoutLMv3ForTokenClassification", drawn(boxed, pixel_values=(3, 3, 32, 32)), max_2d_position_embeddings=64,
-        coordinate_size=12, shape_size=8, input_size=32, patch_size=8, **HEAD,
+        "LayoutLMv3ForTokenClassification", drawn(boxed, pixel_values=(3, 3, 32, 32)), num_hidden_layers=6,
+        max_2d_position_embeddings=64, coordinate_size=12, shape_size=8, input_size=32, patch_size=8, **HEAD,
     ),
     "lxmert": case(
         "LxmertModel", drawn(masked, visual_feats=(3, 5, 28), visual_pos=(3, 5, 4)), **TEXT, l_layers=1, x_layers=1,
         r_layers=1, visual_feat_dim=28,
     ),
-    "visual_bert": encoder("VisualBertModel", drawn(masked, visual_embeds=(3, 5, 28)), visual_embedding_dim=28),
+    "visual_bert": encoder(
+        "VisualBertModel", drawn(masked, visual_embeds=(3, 5, 28)), num_hidden_layers=4, visual_embedding_dim=28,
+    ),
     "flava": case(
         "FlavaModel", CAPTIONED, text_config=TEXT, image_config=VIT, multimodal_config=TRUNK, projection_dim=40,
         hidden_size=64,

@@ -93,11 +93,30 @@ def example_of(model: nn.Module) -> Callable[[Any], tuple[Example, Any]]:
     return split
 
 
+def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module by every path, as ``named_modules(remove_duplicate=False)`` has them, several times as fast."""
+    found: list[tuple[str, nn.Module]] = []
+    todo: list[tuple[str, nn.Module]] = [("", model)]
+    while todo:
+        path, module = todo.pop()
+        found.append((path, module))
+        if module._modules:
+            lead = f"{path}." if path else ""
+            todo += [(lead + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+    return found
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module once, by its first path."""
+    seen: set[int] = set()
+    return {path: m for path, m in walk(model) if id(m) not in seen and not seen.add(id(m))}  # type: ignore[func-returns-value]
+
+
 def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every parameter and every buffer, by every name it has."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
+    for prefix, module in walk(model):
         for holder, out in ((module._parameters, parameters), (module._buffers, buffers)):
             for name, tensor in holder.items():
                 if tensor is not None:

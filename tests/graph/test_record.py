@@ -288,3 +288,9 @@ def test_code_that_asks_for_an_address_is_recorded_on_real_tensors() -> None:
     """Fake ones have none: writing there would end the process."""
     done = subprocess.run([sys.executable, "-c", POINTER], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.split()) == (0, ["False", "True", "True"]), done.stderr[-2000:]
+
+
+def test_attention_in_training_is_in_training_afterwards() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32).train()
+    sc.trace(layer, torch.zeros(2, 3, 16))
+    assert all(m.training for m in layer.modules())

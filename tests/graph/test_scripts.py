@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 import secateur as sc
 from secateur.graph import record, scripts
 from secateur.graph.recorded import Graph, Value
+from secateur.graph.recorder import Recorder
 from secateur.graph.sizes import Extent, expression, leaves
 from secateur.types import Example
 
@@ -73,7 +74,7 @@ def anew(model: nn.Module, example: Example) -> Graph:
     """A recording that neither reads nor writes the memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "call", lambda r, mode, func, args, kwargs: scripts.made_by(r, func, args, kwargs))
-        patch.setattr(record, "outcome", lambda mode, func, args, kwargs: func(*args, **kwargs))
+        patch.setattr(record, "outcome", lambda r, mode, func, args, kwargs: func(*args, **kwargs))
         return sc.trace(model, example)
 
 
@@ -130,7 +131,7 @@ def test_the_key_holds_what_matters(empty: dict[Any, scripts.Script]) -> None:
     one = shapes(Uses(lambda h: h.sum(1)), torch.zeros(3, 4))
     assert shapes(Uses(lambda h: h.sum(1, keepdim=True)), torch.zeros(3, 4)) != one or len(empty) > 2
     assert shapes(Uses(lambda h: h.sum(1)), torch.zeros(5, 4)) != one
-    assert len({scripts._facts((n,), {}) for n in (1, True, 1.0, 0, False, 0.0, -0.0)}) == 7
+    assert len({scripts._facts((n,), {}, Recorder()) for n in (1, True, 1.0, 0, False, 0.0, -0.0)}) == 7
     ones = Uses(lambda h: h + torch.ones(6))
     single = sc.trace(ones, torch.zeros(3, 4))
     torch.set_default_dtype(torch.float64)
@@ -262,7 +263,7 @@ def test_what_may_have_a_state_is_not_remembered(empty: dict[Any, scripts.Script
 
     for odd in (Wide(1, 2), lambda a, b: a - b, nn.Linear, torch.tensor(1).to_sparse()):
         with pytest.raises(scripts._Unsure):
-            scripts._facts((odd,), {})
+            scripts._facts((odd,), {}, Recorder())
 
 
 def test_custom_ops_are_not_remembered(empty: dict[Any, scripts.Script]) -> None:

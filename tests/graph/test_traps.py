@@ -125,6 +125,15 @@ def linear(*sizes: int) -> Callable[[], nn.Module]:
     return lambda: nn.Linear(*sizes)
 
 
+def picked_experts(s: Any, x: Tensor) -> Tensor:
+    """Weights picked one by one by numbers of which there are as many as the data asks for."""
+    h = s.a(x)
+    y, best = h, s.gate(h).argmax(-1)
+    for k in best.unique():
+        y = y + F.silu(h @ s.up.view(3, -1, 10).transpose(1, 2)[k].t()) @ s.down[k] * (best == k)[:, None]
+    return s.out(y)
+
+
 TRAPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, int]]] = {
     "sdpa_default_scale": (
         lambda: attention_nets.Repairable(scaled=False),
@@ -185,6 +194,18 @@ TRAPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, 
         img,
         {"stem:channel": 8, "conv:channel": 6},
     ),
+    "picked_experts": (
+        parts(
+            picked_experts,
+            a=linear(6, 8),
+            gate=linear(8, 3),
+            up=lambda: nn.Parameter(torch.randn(24, 10)),
+            down=lambda: nn.Parameter(torch.randn(3, 10, 8)),
+            out=linear(8, 3),
+        ),
+        lambda: torch.randn(9, 6),
+        {"a:neuron": 8, "up:neuron": 10},
+    ),
     "interleaved": (
         parts(lambda s, x: s.out((h := s.a(x))[..., ::2] * h[..., 1::2]), a=linear(6, 8), out=linear(4, 3)),
         vec,
@@ -225,6 +246,15 @@ def test_a_cut_model_can_be_cut_again(name: str) -> None:
     assert again.params(again.all_kept()) == sum(p.numel() for p in once.parameters())
     assert {g.name for g in again} <= {g.name for g in groups}
     holds(once, x, again)
+
+
+def test_any_of_the_weights_may_be_picked_next_time() -> None:
+    make, example, _ = TRAPS["picked_experts"]
+    model: Any = make()
+    model.gate.bias.data[0] = 100.0  # the first is best whatever comes
+    groups = sc.couple(sc.trace(model, example()))
+    assert {g.name: g.units for g in groups} == {"a:neuron": 8, "up:neuron": 10}
+    assert [f.size for f in groups.frozen if (f.name, f.dim) == ("down", 0)] == [3]
 
 
 @pytest.mark.parametrize("rules", [sc.RULES, sc.RESIDUAL_RULES])

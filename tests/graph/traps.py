@@ -95,6 +95,23 @@ def over_channels(s: Any, x: Tensor) -> Tensor:
     return s.head(s.along(h.mean(1, keepdim=True)).squeeze(1))
 
 
+def tokens_as_channels(s: Any, x: Tensor) -> Tensor:
+    return s.out(F.gelu(s.a(x)) * (s.along(s.b(x)) + 1))
+
+
+def padded_tap(s: Any, x: Tensor) -> Tensor:
+    return s.out(s.along(s.a(x)))
+
+
+def picked_run(s: Any, x: Tensor) -> Tensor:
+    return s.out(F.relu(s.a(x))[: (x > -9).sum() - 20])
+
+
+def picked_and_seen(s: Any, x: Tensor) -> Tensor:
+    h, k = F.relu(s.a(x)), (x > 9).sum()
+    return s.out(h + s.b(x) * x[k, :1] if x[k, 0] > -9 else h)
+
+
 def in_turn(s: Any, x: Tensor) -> Tensor:
     h = s.a(x).view(x.shape[0], s.heads, -1)
     return s.out(torch.cat([torch.tanh(h[:, i]) * (i + 1) for i in range(s.heads)], -1))
@@ -189,6 +206,37 @@ CASES: dict[str, Case] = {
         ),
         img,
     ),
+    "tokens_as_channels": Case(
+        images(
+            tokens_as_channels,
+            a=lambda: nn.Linear(6, 8),
+            b=lambda: nn.Linear(6, 8),
+            along=lambda: nn.Conv1d(5, 5, 1),
+            out=lambda: nn.Linear(8, 3),
+        ),
+        seq,
+    ),
+    "padded_tap": Case(
+        images(
+            padded_tap,
+            a=lambda: nn.Linear(6, 8),
+            along=lambda: nn.Conv1d(5, 5, 1, padding=1),
+            out=lambda: nn.Linear(10, 3),
+        ),
+        seq,
+    ),
+    "strided_tap": Case(
+        images(
+            padded_tap,
+            a=lambda: nn.Linear(6, 8),
+            along=lambda: nn.Conv1d(5, 5, 1, stride=2),
+            out=lambda: nn.Linear(4, 3),
+        ),
+        seq,
+    ),
+    "picked_run": Case(net(picked_run), vec),
+    "picked_and_seen": Case(net(picked_and_seen), vec),
+    "log_sigmoid": Case(net(lambda s, x: s.out(F.logsigmoid(s.c(F.logsigmoid(s.a(x)))))), vec),
     "read_as_bits": Case(
         net(
             lambda s, x: (

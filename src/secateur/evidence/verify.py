@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_map
 from secateur.calling import run, tensors_of
 from secateur.evidence.kept import OverKept, kept_under_statistics
 from secateur.graph.caches import forget
+from secateur.graph.copying import duplicate
 from secateur.graph.dropping import Drops, drops_of, original, remaining, renamed
 from secateur.graph.rules import Rule
-from secateur.graph.surgery import apply, duplicate, masked
+from secateur.graph.surgery import apply, masked
 from secateur.types import Example, Plan, Report, Row
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import re
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calling import as_call, tensors_of
 from secateur.errors import TargetError
+from secateur.graph.copying import duplicate
 from secateur.types import Example
 
 Array = npt.NDArray[Any]
@@ -37,7 +37,7 @@ def snapshot(model: nn.Module) -> nn.Module:
                 shared[id(value)] = value.detach()
     shared.update({id(b): b.detach() for b in model.buffers()})
     shared.update({id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()})
-    twin = copy.deepcopy(model, shared).eval()
+    twin = duplicate(model, shared).eval()
     for module in twin.modules():
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
@@ -13,16 +14,22 @@ from torch import nn
 
 def forget(modules: Iterable[nn.Module]) -> None:
     """Empty what `functools.cache` keeps for the classes of these modules and for the files that define them."""
-    homes: dict[int, Any] = {}
+    homes: set[Any] = set()
     for kind in {type(m) for m in modules}:
         for part in kind.__mro__:
             if not part.__module__.startswith(("torch.", "builtins")):
-                homes[id(part)] = vars(part)
-                home = sys.modules.get(part.__module__)
-                homes[id(home)] = vars(home) if home else {}
-    for home in homes.values():
-        for cached in _cached(list(home.values())):
-            cached.cache_clear()
+                homes |= {part, sys.modules.get(part.__module__)}
+    for home in homes - {None}:
+        count = len(vars(home))
+        known = _known.get(home)
+        if known is None or known[0] != count:  # looked through once, and again when it grew
+            known = _known[home] = count, [weakref.ref(c) for c in _cached(list(vars(home).values()))]
+        for cached in known[1]:
+            if (it := cached()) is not None:
+                it.cache_clear()
+
+
+_known: weakref.WeakKeyDictionary[Any, tuple[int, list[weakref.ref[Any]]]] = weakref.WeakKeyDictionary()
 
 
 def _cached(values: Iterable[Any]) -> Iterator[Any]:

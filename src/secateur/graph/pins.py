@@ -73,23 +73,49 @@ def pin_branches(axes: Axes) -> None:
     """Code that looks at its data may do something else next time: what it hands on stays.
 
     That is every value which the ``forward`` that looks makes, uses, or passes from one of its modules to another;
-    what lives inside one of them is the same whatever it decides.
+    what lives inside one of them is the same whatever it decides. ``weights[number]`` decides no more than which
+    position is taken: any of them may be next time.
     """
     graph = axes.graph
     if graph.fake:
         return
+    picking = _picking(graph.calls)
+    for picks in picking.values():
+        for c in picks:
+            axes.place = c.place
+            axes.pin("is picked from by a number that is computed", axes[c["self"]][c["dim"] % c["self"].ndim])
     computed: set[int] = set()  # token numbers, masks and lengths are what they are, whatever is cut
     looking: dict[str, Place] = {}
-    for c in graph.calls:
+    for k, c in enumerate(graph.calls):
         if any(v.weight or not v.integral or v.index in computed for v in c.inputs):
             made = c.outs[:1] if c.op == "aten::_pack_padded_sequence" else c.outs  # the second: lengths, sorted
             computed.update(out.index for out in made if out is not None)
-            if _reads_data(c):
+            if k not in picking and _reads_data(c):
                 looking.setdefault(c.place.module, c.place)
     for module, place in looking.items():
         axes.place = place
         for value in _passing(graph, module):
             axes.pin("passes through code that decides by looking at its data", *axes.ids.get(value, []))
+
+
+def _picking(calls: Sequence[Call]) -> dict[int, list[Call]]:
+    """Reads inside of ``x[number]``, by their place among the calls, with what takes a position by each."""
+    found: dict[int, list[Call]] = {}
+    for k, read in enumerate(calls):
+        if read.op == "aten::_local_scalar_dense" and read.api == "__getitem__":
+            one = [read]
+            while k + len(one) < len(calls) and _same_function(calls[k + len(one)], read):
+                one.append(calls[k + len(one)])
+            picks = [c for c in one if c.op == "aten::select"]
+            if picks and {c.op for c in one} <= {read.op, "aten::select", "aten::unsqueeze", "aten::alias"}:
+                found[k] = picks
+    return found
+
+
+def _same_function(call: Call, other: Call) -> bool:
+    """Whether two ATen calls came of one call of a torch function."""
+    one, two = ((c.api, c.nth, c.place.module, c.place.number) for c in (call, other))
+    return one == two
 
 
 def _reads_data(call: Call) -> bool:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from secateur.calling import as_call, named_tensors, run, tensors_of
+from secateur.calling import as_call, modules_of, named_tensors, run, tensors_of
 from secateur.errors import TraceError, brief
 from secateur.graph.caches import forget
 from secateur.graph.recorded import Call, Graph, Value
@@ -33,6 +33,7 @@ from secateur.graph.sizes import (
     remembering,
 )
 from secateur.graph.wholes import WHOLES
+from secateur.graph.wider import Wider, wider
 from secateur.types import Example
 
 _ARITHMETIC = frozenset(
@@ -135,7 +136,7 @@ class _Function(TorchFunctionMode):
         args, kwargs = tree_map(lambda a: plain(a) if isinstance(a, Size) else a, (args, kwargs))
         r.silent = True
         try:
-            out = func(*args, **kwargs) if self.fakes is None else outcome(self.fakes, func, args, kwargs)
+            out = func(*args, **kwargs) if self.fakes is None else outcome(r, self.fakes, func, args, kwargs)
         finally:
             r.silent = False
         r.write(f"secateur::{name}", bound, inputs, out, pointwise=False)
@@ -168,13 +169,13 @@ def _ints(items: Iterable[Any], found: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, int]]:
+def _watching(model: nn.Module, recorder: Recorder, more: Wider) -> Iterator[dict[Attribute, int]]:
     """Evaluation mode, module paths on a stack, attributes that remember; all put back afterwards."""
-    modules = dict(model.named_modules())
+    registered = modules_of(model)
+    modules = {**more.parts.modules, **registered}
     recorder.kinds = {name: type(module) for name, module in modules.items()}
     names = {id(m): n for n, m in modules.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    lists = [(v, list(v)) for m in modules.values() for v in vars(m).values() if type(v) is list]
 
     def enter(module: nn.Module, args: Any) -> None:
         recorder.stack.append(names.get(id(module), recorder.stack[-1]))
@@ -189,13 +190,12 @@ def _watching(model: nn.Module, recorder: Recorder) -> Iterator[dict[Attribute, 
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque kernel otherwise
     try:
         with remembering(modules, recorder.escape) as attributes:
-            for module in modules.values():
+            for module in registered.values():  # not those that ``model.eval()`` does not reach
                 module.__dict__["training"] = False
-            yield attributes
+            with more.remembering(model, recorder.values, recorder.escape, attributes):
+                yield attributes
     finally:
         forget(modules.values())
-        for held, items in lists:
-            held[:] = items
         before.remove()
         after.remove()
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -244,11 +244,11 @@ def _run(
 Way: TypeAlias = Callable[[nn.Module, Sequence[Example], Recorder], list[Value]]
 
 
-def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
+def _record(model: nn.Module, examples: Sequence[Example], way: Way, more: Wider | None = None) -> Graph:
     recorder, (parameters, buffers) = Recorder(), named_tensors(model)
     named = {**parameters, **buffers}
     tensors = {name: recorder.value(t, weight=True) for name, t in named.items()}
-    with no_garbage_collection(), _watching(model, recorder) as known, torch.no_grad():
+    with no_garbage_collection(), _watching(model, recorder, more or Wider()) as known, torch.no_grad():
         outputs = way(model, examples, recorder)
     sources = [size.source for call in recorder.calls for size in call.sizes if isinstance(size, Size)]
     sources += [source for source, _ in recorder.escapes]
@@ -270,6 +270,14 @@ def _record(model: nn.Module, examples: Sequence[Example], way: Way) -> Graph:
         fake=way is not _on_tensors,
     )
     recorder.let_go()
+    found = (
+        wider(model, {id(t) for t in named.values()}, recorder.homes.values(), recorder.escapes)
+        if more is None
+        else None
+    )
+    if found is not None:
+        with contextlib.suppress(Exception):  # the first look stands
+            return _record(model, examples, way, found)
     return graph
 
 

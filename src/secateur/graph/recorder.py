@@ -14,10 +14,11 @@ from torch import Tensor
 
 from secateur.graph.recorded import NOWHERE, Call, Place, Value
 from secateur.graph.resize import NAMES, STATISTICS
-from secateur.graph.sizes import Expression
+from secateur.graph.sizes import Expression, Size
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = str(Path(__file__).parent.parent) + os.sep
+_TO_INT = Size.__int__.__code__
 _library: dict[str, bool] = {}  # source file -> whether it is torch's or ours
 
 Schema: TypeAlias = tuple[str, list[tuple[str, Any, bool]], bool]
@@ -43,7 +44,9 @@ class Recorder:
     api: str = ""
     sizes: tuple[int, ...] = ()
     place: Place = NOWHERE
+    facts: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # of tensors that stay alive, for scripts.py
     schemas: dict[int, Schema] = field(default_factory=dict)
+    homes: dict[int, dict[str, Any]] = field(default_factory=dict)  # globals of code that took the int of a size
 
     def value(self, tensor: Tensor, weight: bool = False) -> Value:
         """The value that a tensor is."""
@@ -83,7 +86,7 @@ class Recorder:
 
     def let_go(self) -> None:
         """Forget calls and tensors: sizes in the graph hold on to this recorder, and would to themselves by it."""
-        self.calls, self.values, self.alive = [], {}, []
+        self.calls, self.values, self.alive, self.facts = [], {}, [], {}
 
     def here(self) -> Place:
         """The innermost line that is neither torch's nor ours."""
@@ -95,7 +98,7 @@ class Recorder:
     def count(self, func: Any, name: str) -> tuple[int | None, int | None]:
         """The number of this call among those of its function: in the innermost module's forward, and in all."""
         nth = turn = None
-        if func in NAMES:
+        if func in NAMES and len(self.counts) > 1:  # else no module was called whose hooks could replace anything
             nth = self.counts[-1][name]
             for counter in self.counts:
                 counter[name] += 1
@@ -107,6 +110,9 @@ class Recorder:
     def escape(self, source: Expression) -> None:
         """A size became a number."""
         self.escapes.append((source, self.here()))
+        frame: Any = sys._getframe(1)
+        if frame.f_code is _TO_INT and not _is_library(frame.f_back.f_code.co_filename):
+            self.homes[id(frame.f_back.f_globals)] = frame.f_back.f_globals
 
     def schema(self, op: Any) -> Schema:
         """Name, arguments (name, default, keyword only) and whether it is elementwise."""

@@ -46,12 +46,12 @@ class _Step:
 
 @dataclass(frozen=True)
 class Script:
-    """A function's calls. ``made``: shape, integral of each new value. ``results``: (value, its shell if new)."""
+    """A function's calls. ``made``: shape, integral of each new value. ``results``: (value, shell and facts if new)."""
 
     steps: tuple[_Step, ...]
     made: tuple[tuple[tuple[int, ...], bool], ...]
     container: Callable[[list[Tensor]], Any] | None
-    results: tuple[tuple[int, Shell | None], ...]
+    results: tuple[tuple[int, tuple[Shell, tuple[Any, ...]] | None], ...]
 
 
 def call(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ def call(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -
     """
     given: dict[int, Tensor] = {}
     try:
-        key = (func, _context(), _facts((args, kwargs), given))
+        key = (func, _context(), _facts((args, kwargs), given, r))
         script = _known.get(key)
     except (TypeError, _Unsure):
         return func(*args, **kwargs)
@@ -73,7 +73,7 @@ def call(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -
     out = made_by(r, func, args, kwargs)
     if len(r.escapes) == escapes and _is_torchs(func):
         script = _written(r, r.calls[calls:], values, out)
-        if script is not None and (func, _context(), _facts((args, kwargs), {})) == key:
+        if script is not None and (func, _context(), _facts((args, kwargs), {}, Recorder())) == key:
             if len(_known) > MOST:
                 _known.clear()
             _known[key] = script
@@ -82,16 +82,18 @@ def call(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -
 
 def made_by(r: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """``func(*args, **kwargs)``; torch's own checks of sizes are no decision of the model's code, and not heard."""
+    if r.api.endswith("_"):  # in place: of shapes too, it may be
+        r.facts.clear()
     if _is_torchs(func) and any(size.__class__ is Size for size in r.sizes):
         return func(*_plainly(args), **_plainly(kwargs))
     return func(*args, **kwargs)
 
 
-def outcome(mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -> Any:
+def outcome(r: Recorder, mode: FakeTensorMode, func: Any, args: Any, kwargs: Any) -> Any:
     """``func(*args, **kwargs)`` where nothing is written down: from memory, if all that it returned was new."""
     given: dict[int, Tensor] = {}
     try:
-        key = (func, "outcome", _context(), _facts((args, kwargs), given))
+        key = (func, "outcome", _context(), _facts((args, kwargs), given, r))
     except (TypeError, _Unsure):
         return func(*args, **kwargs)
     known = _outcomes.get(key)
@@ -113,18 +115,26 @@ class _Unsure(Exception):
     """More than the facts could matter."""
 
 
-def _facts(item: Any, given: dict[int, Tensor]) -> Any:
+def _tensor_facts(item: Tensor) -> tuple[Any, ...]:
+    fake = item.__class__ is FakeTensor
+    knows = fake and item.constant is not None  # type: ignore[attr-defined] # its value, which may be asked for
+    if knows or item.dtype.is_complex or item.layout is not torch.strided:
+        raise _Unsure
+    device = item.fake_device if fake else item.device  # type: ignore[attr-defined]
+    return item.shape, item.stride(), item.dtype, device, item.requires_grad
+
+
+def _facts(item: Any, given: dict[int, Tensor], r: Recorder) -> Any:
     """What a function can know of an argument, hashable; different tensors are listed in order."""
     kind = item.__class__
     if kind is FakeTensor or kind is nn.Parameter or kind is Tensor:
-        knows = kind is FakeTensor and item.constant is not None  # its value, which may be asked for
-        if knows or item.dtype.is_complex or item.layout is not torch.strided:
-            raise _Unsure
-        if id(item) not in given:
-            given[id(item)] = item
-        number = len(given) - 1 if next(reversed(given)) == id(item) else list(given).index(id(item))
-        device = item.fake_device if kind is FakeTensor else item.device
-        return (number, item.shape, item.stride(), item.dtype, device, item.requires_grad)
+        at = id(item)
+        facts = r.facts.get(at) or _tensor_facts(item)
+        if at in r.values:  # it stays alive: nothing else will have its id
+            r.facts[at] = facts
+        if at not in given:
+            given[at] = item
+        return (len(given) - 1 if next(reversed(given)) == at else list(given).index(at), facts)
     if kind is int or item is None:
         return item
     if kind is bool:
@@ -132,13 +142,13 @@ def _facts(item: Any, given: dict[int, Tensor]) -> Any:
     if kind is float:
         return (kind, repr(item))  # zero has two signs
     if kind is tuple or kind is list or kind is torch.Size:
-        return (kind, *[x if x.__class__ is int else _facts(x, given) for x in item])
+        return (kind, *[x if x.__class__ is int else _facts(x, given, r) for x in item])
     if kind is dict:
-        return (kind, *[(k, _facts(v, given)) for k, v in item.items()])
+        return (kind, *[(k, _facts(v, given, r)) for k, v in item.items()])
     if kind is Size:
         return plain(item)  # comparing it would be heard
     if kind is slice:
-        return (kind, *[_facts(x, given) for x in (item.start, item.stop, item.step)])
+        return (kind, *[_facts(x, given, r) for x in (item.start, item.stop, item.step)])
     if isinstance(item, (Tensor, int, tuple, list)) or callable(item):  # subclasses, and what may have a state
         raise _Unsure
     return (kind, item)
@@ -194,12 +204,14 @@ def _read(script: Script, r: Recorder, mode: FakeTensorMode, tensors: list[Tenso
         outs = tuple([None if i is None else values[i] for i in step.outs])
         r.calls.append(Call(step.op, args, tuple(reads), outs, r.place, r.api, r.sizes, step.pointwise, r.nth, r.turn))
     out = []
-    for i, shell in script.results:
-        if shell is None:
+    for i, new in script.results:
+        if new is None:
             out.append(tensors[i])
         else:
-            out.append(fake(mode, shell))
-            r.holds(out[-1], values[i])
+            out.append(tensor := fake(mode, new[0]))
+            r.holds(tensor, values[i])
+            if new[1]:
+                r.facts[id(tensor)] = new[1]
     return out[0] if script.container is None else script.container(out)
 
 
@@ -229,14 +241,16 @@ def _written(r: Recorder, calls: Sequence[Call], inputs: Sequence[Value], out: A
             outs.append(None if v is None else numbers[v.index])
         steps.append(_Step(c.op, args, refs, tuple(i for i in reads if i is not None), tuple(outs), c.pointwise))
     container = _container(out)
-    results: list[tuple[int, Shell | None]] = []
+    results: list[tuple[int, tuple[Shell, tuple[Any, ...]] | None]] = []
     for item in [out] if container is None else out:
         known = r.values.get(id(item)) if isinstance(item, Tensor) else None
         number = None if known is None else numbers.get(known.index)
         shell = None if number is None or number < count else shell_of(item)
         if number is None or (number >= count and shell is None):
             return None
-        results.append((number, shell))
+        results.append(
+            (number, None if shell is None else (shell, () if item.dtype.is_complex else _tensor_facts(item)))
+        )
     return Script(tuple(steps), tuple(made), container, tuple(results))
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from secateur.graph.parts import has_attributes, part_at, put
 from secateur.types import Setting
 
 
@@ -174,6 +175,7 @@ def evaluate(source: Expression, read: Callable[[Attribute | Extent], int]) -> i
 
 
 _NO_SIZES = frozenset((bool, float, str, type(None), set, frozenset, bytes))
+_REGISTRIES = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 @contextlib.contextmanager
@@ -190,8 +192,9 @@ def remembering(
     try:
         for name, module in modules.items():
             if type(module) is nn.MultiheadAttention:  # once cut it runs other code (multihead.py)
+                before.held.append((module.__dict__, dict(module.__dict__)))
                 continue
-            for key, config in before.tag(vars(module), name, ""):
+            for key, config in before.tag(module.__dict__, name, ""):
                 if id(config) not in seen:
                     seen.add(id(config))
                     before.tag(vars(config), name, f"{key}.")
@@ -208,6 +211,7 @@ class _Before:
         self.known: dict[Attribute, int] = {}
         self.held: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.empty: list[dict[str, Any]] = []  # most dicts of a module are, hooks above all
+        self.lists: list[tuple[list[Any], list[Any]]] = []
         self.caches: list[Any] = []
 
     def tag(self, holder: dict[str, Any], module: str, prefix: str) -> list[tuple[str, Any]]:
@@ -221,25 +225,31 @@ class _Before:
             if kind is OrderedDict or kind is dict:
                 if value:
                     self.held.append((value, dict(value)))
-                    self.caches += [v for v in value.values() if hasattr(v, "cache_clear")]
+                    if key not in _REGISTRIES:
+                        self.caches += [v for v in value.values() if hasattr(v, "cache_clear")]
                 else:
                     self.empty.append(value)
             elif kind is int:
-                if value > 1:
-                    at = Attribute(module, prefix + key)
-                    self.known[at] = value
-                    holder[key] = Size(value, at, self.escape)
+                holder[key] = self.size(value, module, prefix + key)
             elif kind is tuple or kind is list:
-                if value and all(type(i) is int for i in value):
-                    places = [Attribute(module, f"{prefix}{key}.{j}") for j in range(len(value))]
-                    self.known.update(zip(places, value, strict=True))
-                    holder[key] = kind(Size(i, at, self.escape) for i, at in zip(value, places, strict=True))
+                if kind is list:
+                    self.lists.append((value, list(value)))
+                if all(type(i) is int for i in value) and any(i > 1 for i in value):
+                    holder[key] = kind([self.size(i, module, f"{prefix}{key}.{j}") for j, i in enumerate(value)])
             elif callable(value):  # modules and classes are
                 if hasattr(value, "cache_clear"):
                     self.caches.append(value)
-            elif key[0] != "_" and hasattr(value, "__dict__"):
+            elif key[0] != "_" and has_attributes(kind):
                 configs.append((key, value))
         return configs
+
+    def size(self, value: int, module: str, path: str) -> int:
+        """An int with a memory; what is no more than one cannot be cut."""
+        if value <= 1:
+            return value
+        at = Attribute(module, path)
+        self.known[at] = value
+        return Size(value, at, self.escape)
 
     def restore(self) -> None:
         """Put everything back, and empty the `functools.cache` of methods."""
@@ -248,6 +258,8 @@ class _Before:
             if len(holder) != len(saved):
                 holder.clear()
                 holder.update(saved)
+        for held, items in self.lists:
+            held[:] = items
         for holder in self.empty:
             if holder:
                 holder.clear()
@@ -258,23 +270,13 @@ class _Before:
 
 def read_attribute(model: nn.Module, at: Attribute) -> Setting:
     """Value of an attribute now; a tuple for a list or tuple."""
-    value: Any = model.get_submodule(at.module)
-    for step in at.path.split("."):
-        value = value[int(step)] if step.isdigit() else getattr(value, step)
+    value: Any = part_at(model, str(at))
     return tuple(value) if isinstance(value, (list, tuple)) else int(value)
 
 
 def write_attribute(model: nn.Module, at: Attribute, value: Setting) -> None:
     """Set an attribute; an element of a tuple replaces the tuple, and a list stays one."""
-    holder: Any = model.get_submodule(at.module)
-    *way, last = at.path.split(".")
-    if last.isdigit():
-        for step in way[:-1]:
-            holder = getattr(holder, step)
-        items = list(getattr(holder, way[-1]))
-        items[int(last)] = value
-        vars(holder)[way[-1]] = type(getattr(holder, way[-1]))(items)
+    if isinstance(value, tuple):
+        put(model, str(at), type(part_at(model, str(at)))(value))
     else:
-        for step in way:
-            holder = getattr(holder, step)
-        vars(holder)[last] = type(vars(holder)[last])(value) if isinstance(value, tuple) else value
+        put(model, str(at), value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from secateur.calling import named_tensors
+from secateur.calling import modules_of
 from secateur.errors import PlanError
+from secateur.graph.copying import duplicate, tensors_by_name
 from secateur.graph.dropping import by_container, bypass_, drop_, original, renamed
 from secateur.graph.multihead import narrow_
+from secateur.graph.parts import Shape, part_at, parts_of, shapes_of
 from secateur.graph.resize import Slot, resize_
 from secateur.graph.sizes import Attribute, read_attribute, write_attribute
 from secateur.types import Bools, Plan
@@ -50,22 +52,23 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
         >>> small[0].out_features, small[2].weight.shape, net[0].out_features
         (4, torch.Size([2, 4]), 8)
     """
-    _check(plan, model)
+    named = _check(plan, model)
     memo: dict[int, Any] = {}
-    for name, old in _tensors(model).items():
+    for name, old in named.items():
         if id(old) not in memo:
             whole = old.detach()
             new = _cut(plan, name, whole)
             memo[id(old)] = _like(old, new.clone() if new is whole else new)
+    said = _said(model, named)
     small = duplicate(model, memo)
     _check_copy(plan, model, small)
-    _finish(plan, small)
+    _finish(plan, small, said)
     return small
 
 
 def _check_copy(plan: Plan, model: nn.Module, small: nn.Module) -> None:
     """A model may copy itself in a way of its own, by which the cut parameters get lost."""
-    made = _tensors(small)
+    made = tensors_by_name(small)
     for (name, dim), keep in plan.axes.items():
         if name not in made or made[name].shape[dim] != keep.sum():
             raise PlanError(
@@ -74,26 +77,12 @@ def _check_copy(plan: Plan, model: nn.Module, small: nn.Module) -> None:
             )
 
 
-def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy, also of models that keep tensors with a history or methods that remember their results."""
-    memo = {} if memo is None else memo
-    for part in model.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    twin = copy.deepcopy(model, memo)
-    for part in twin.modules():
-        stale = [k for k, v in vars(part).items() if hasattr(v, "cache_clear") and hasattr(v, "__wrapped__")]
-        for name in stale:  # the copy is still bound to the original
-            delattr(part, name)
-    return twin
-
-
 def apply_(plan: Plan, model: nn.Module) -> nn.Module:
     """Cut the model in place and return it; its parameters stay the same objects, so an optimizer still holds them."""
-    _check(plan, model)
+    named = _check(plan, model)
+    said = _said(model, named)
     done: set[int] = set()
-    for name, old in _tensors(model).items():
+    for name, old in named.items():
         if id(old) not in done:
             done.add(id(old))
             whole = old.detach()
@@ -106,7 +95,7 @@ def apply_(plan: Plan, model: nn.Module) -> nn.Module:
                 old.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
             old.data = new
             old.grad = grad
-    _finish(plan, model)
+    _finish(plan, model, said)
     return model
 
 
@@ -117,7 +106,7 @@ def masked(plan: Plan, model: nn.Module) -> nn.Module:
     """
     _check(plan, model)
     zeroed = duplicate(model)
-    named, directions = _tensors(zeroed), _directions(zeroed)
+    named, directions = tensors_by_name(zeroed), _directions(zeroed)
     with torch.no_grad():
         for (name, dim), keep in plan.axes.items():
             tensor = named[name]
@@ -174,15 +163,9 @@ def _size_before(plan: Plan, name: str, shape: torch.Size) -> tuple[int, ...]:
     return tuple(len(plan.axes[name, d]) if (name, d) in plan.axes else n for d, n in enumerate(shape))
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and every buffer, by every name it has."""
-    parameters, buffers = named_tensors(model)
-    return parameters | buffers
-
-
-def _check(plan: Plan, model: nn.Module) -> None:
-    """Everything that could fail, before anything is changed."""
-    named = _tensors(model)
+def _check(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
+    """Everything that could fail, before anything is changed; returns the model's tensors by name."""
+    named = tensors_by_name(model)
     for (name, dim), keep in plan.axes.items():
         if name not in named:
             raise PlanError(
@@ -196,7 +179,7 @@ def _check(plan: Plan, model: nn.Module) -> None:
             )
     for module, *_ in plan.sizes:
         try:
-            model.get_submodule(module)
+            part_at(model, module)
         except AttributeError as error:
             raise PlanError(f"the plan resizes {module}, which is not in this model: another architecture?") from error
     for (module, path), (old, _) in plan.attributes.items():
@@ -217,6 +200,7 @@ def _check(plan: Plan, model: nn.Module) -> None:
                 f"the plan drops {sorted(gone)} of {path or 'the model'}, which holds {list(there)}: "
                 "was the model cut already, or is it another architecture?"
             )
+    return named
 
 
 def _cut(plan: Plan, name: str, tensor: Tensor) -> Tensor:
@@ -241,7 +225,7 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 def _narrow(plan: Plan, model: nn.Module) -> None:
     """Attentions of torch's own that lost something run with what is left."""
-    for path, part in model.named_modules():
+    for path, part in modules_of(model).items():
         if type(part) is nn.MultiheadAttention:
             prefix = f"{path}." if path else ""
             cut = {(n.removeprefix(prefix), d): keep for (n, d), keep in plan.axes.items() if n.startswith(prefix)}
@@ -249,7 +233,17 @@ def _narrow(plan: Plan, model: nn.Module) -> None:
                 narrow_(part, cut)
 
 
-def _finish(plan: Plan, model: nn.Module) -> None:
+def _said(model: nn.Module, named: Mapping[str, Tensor]) -> list[tuple[Shape, str]]:
+    """What objects in the model say of the shapes of its tensors, with the name of each tensor."""
+    names = {id(t): n for n, t in named.items()}
+    return [(shape, names[id(shape.tensor)]) for shape in shapes_of(parts_of(model), names)]
+
+
+def _finish(plan: Plan, model: nn.Module, said: list[tuple[Shape, str]]) -> None:
+    tensors = tensors_by_name(model) if said else {}
+    for shape, name in said:
+        own = vars(part_at(model, shape.path))
+        own[shape.key] = type(own[shape.key])(tensors[name].shape)
     for (module, path), (_, value) in plan.attributes.items():
         write_attribute(model, Attribute(module, path), value)
     _narrow(plan, model)
@@ -257,11 +251,11 @@ def _finish(plan: Plan, model: nn.Module) -> None:
     for (module, *slot), change in plan.sizes.items():
         sizes.setdefault(module, {})[tuple(slot)] = change  # type: ignore[index]
     for module, changes in sizes.items():
-        resize_(model.get_submodule(module), changes)
-    for part in model.modules():
-        for kind, said in _SAID.items():
+        resize_(part_at(model, module), changes)
+    for part in modules_of(model).values():
+        for kind, fields in _SAID.items():
             if isinstance(part, kind):
-                for attribute, (parameter, dim) in said.items():
+                for attribute, (parameter, dim) in fields.items():
                     tensor = getattr(part, parameter, None)
                     if tensor is None:
                         tensor = getattr(part, "running_mean", None)

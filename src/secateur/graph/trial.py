@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calling import run
-from secateur.graph.surgery import duplicate
+from secateur.graph.copying import duplicate
 from secateur.types import Example
 
 

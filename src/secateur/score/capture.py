@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Contraction:
         weight, bias: parameter names (bias None where there is none).
         in_dim: the axis of the weight that is summed over. taps: columns a position of that axis owns.
         x, y: input and output as the model saw them. unfold: how a convolution meets its input.
+        groups: of a convolution: outputs of the k-th see the k-th part of the input's channels alone.
     """
 
     weight: str
@@ -33,6 +34,7 @@ class Contraction:
     x: Tensor
     y: Tensor
     unfold: Mapping[str, Any]
+    groups: int = 1
 
     def rows(self, x: Tensor | None = None) -> Tensor:
         """Input rows, shape (n, positions * taps)."""
@@ -107,6 +109,8 @@ def version(tensor: Tensor) -> int:
 class Watch(TorchFunctionMode):
     """Calls ``seen(contraction)`` after every linear layer or ungrouped convolution on a named weight.
 
+    ``every`` tells of grouped convolutions too, for which no single matrix stands, and of the products inside of
+    ``F.multi_head_attention_forward``.
     ``added(left, right)`` hears of every addition of two tensors before it happens (``+=`` writes over one of them):
     a residual stream shows itself there.
     """
@@ -116,12 +120,13 @@ class Watch(TorchFunctionMode):
         model: nn.Module,
         seen: Callable[[Contraction], None],
         added: Callable[[Tensor, Tensor], None] | None = None,
+        every: bool = False,
     ) -> None:
         super().__init__()
         self.names: dict[int, str] = {}
         for name, p in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(p), name)
-        self.seen, self.added = seen, added
+        self.seen, self.added, self.every = seen, added, every
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass the call on, and report it if it is one of ours."""
@@ -130,6 +135,9 @@ class Watch(TorchFunctionMode):
             left, right = args
             if isinstance(left, Tensor) and isinstance(right, Tensor):
                 self.added(left, right)
+        if self.every and func is F.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **kwargs)
         out = func(*args, **kwargs)
         if func in _LINEAR:
             self._linear(args, kwargs, out)
@@ -154,12 +162,13 @@ class Watch(TorchFunctionMode):
         kernel = tuple(w.shape[2:])
         stride, dilation = (_tuple(given.get(k, 1), rank) for k in ("stride", "dilation"))
         padding = _padding(given.get("padding", 0), kernel, dilation)
-        if given.get("groups", 1) != 1 or padding is None:
+        groups = int(given.get("groups", 1))
+        if (groups != 1 and not self.every) or padding is None:
             return
         if x.dim() == rank + 1:  # one image without a batch
             x, out = x[None], out[None]
         unfold = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-        self._report(x, w, given.get("bias"), 1, out, math.prod(kernel), unfold)
+        self._report(x, w, given.get("bias"), 1, out, math.prod(kernel), unfold, groups)
 
     def _report(
         self,
@@ -170,11 +179,12 @@ class Watch(TorchFunctionMode):
         out: Tensor,
         taps: int = 1,
         unfold: Mapping[str, Any] = MappingProxyType({}),
+        groups: int = 1,
     ) -> None:
         name = self.names.get(id(w))
         if name is not None and isinstance(x, Tensor) and w.dim() == (len(unfold["kernel"]) + 2 if unfold else 2):
             bias = self.names.get(id(b)) if b is not None else None
-            self.seen(Contraction(name, bias, in_dim, taps, x, out, unfold))
+            self.seen(Contraction(name, bias, in_dim, taps, x, out, unfold, groups))
 
 
 def _padding(given: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -192,6 +202,15 @@ def _tuple(value: Any, rank: int) -> tuple[int, ...]:
     return given * rank if len(given) == 1 else given
 
 
+def _unguarded(func: Any) -> Any:
+    """A function of torch's own as it runs without a mode, which would take it for one call: its parts can be seen."""
+    inside = {**func.__globals__, "has_torch_function": lambda *tensors: False}
+    made = FunctionType(func.__code__, inside, func.__name__, func.__defaults__, func.__closure__)
+    made.__kwdefaults__ = func.__kwdefaults__
+    return made
+
+
+_attention = _unguarded(F.multi_head_attention_forward)
 _LINEAR = {F.linear}
 _CONV = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _MATMUL = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}

@@ -14,6 +14,8 @@ from secateur.graph.couple import Groups
 from secateur.score.calibrate import Loss, Moment, contributions, default_loss, moments
 from secateur.score.capture import columns, matrix
 from secateur.score.obs import Consumer, removal_order
+from secateur.score.weigh_gradient import first_order
+from secateur.score.weigh_plain import uniform_weights
 from secateur.types import Batches, Criterion, Floats, Group, Scores, Slice, Weighing
 
 
@@ -93,6 +95,7 @@ def taylor_with(loss: Loss = default_loss, name: str = "taylor", power: int = 2)
     """First-order Taylor term of the loss: ``E (sum_w w dL/dw)²``, sum inside, square outside (arXiv:1906.10771).
 
     The sum runs over the weights that produce the unit. ``power=1`` takes the absolute value instead (HALP).
+    A single weight has ``E |w dL/dw|^power``, the mean over batches.
 
     Args:
         loss: ``(output, targets, generator) -> scalar``; the default needs no labels, see `default_loss`.
@@ -116,7 +119,7 @@ def taylor_with(loss: Loss = default_loss, name: str = "taylor", power: int = 2)
     def stat(model: nn.Module, batches: Batches, groups: Groups | None = None) -> Any:
         return contributions(model, batches, loss, groups)
 
-    return Criterion(name, of, stat)
+    return Criterion(name, of, stat, first_order(loss, power))
 
 
 taylor = taylor_with()
@@ -179,7 +182,7 @@ Time and memory grow with the square of the number of units.
 
 
 def random(seed: int = 0) -> Criterion:
-    """Uniform random scores: the control that every criterion must beat.
+    """Uniform random scores, of units or of single weights: the control that every criterion must beat.
 
     Example:
         >>> random(3).name
@@ -189,7 +192,7 @@ def random(seed: int = 0) -> Criterion:
     def of(model: nn.Module, group: Group, stats: Any) -> Floats:
         return np.random.default_rng([seed, *group.name.encode()]).random(group.units)
 
-    return Criterion("random", of)
+    return Criterion("random", of, weights=uniform_weights(seed))
 
 
 def obs_with(damping: float = 1e-2, chunk: int = 32) -> Criterion:

@@ -15,12 +15,14 @@ def convolution(axes: Axes, call: Call) -> list[Axis]:
     """(N, Ci, *) with weights (Co, Ci / g, *), or (Ci, Co / g, *) when transposed.
 
     With ``g`` groups the channel axis is a (g, c) rectangle: a group goes as a whole, or the same channel goes from
-    every group.
+    every group. Space stays, but for dims along which the kernel has one tap at every position: what a position holds
+    comes from itself alone.
     """
     x, w, groups = call["input"], call["weight"], call["groups"]
     channels, taps = axes[x][1], axes[w][2:]
     axes.pin("is a kernel tap", *taps)
-    axes.pin("is space that a kernel runs along", *axes[x][2:])
+    left = [a if _alone(call, d) else None for d, a in enumerate(axes[x][2:])]
+    axes.pin("is space that a kernel runs along", *[a for a, b in zip(axes[x][2:], left, strict=True) if b is None])
     if groups == 1:
         out = _dense(axes, call, channels)
     elif call["transposed"]:
@@ -32,9 +34,18 @@ def convolution(axes: Axes, call: Call) -> list[Axis]:
         axes.tie(axes[call["bias"]][0], out)
     space = x.shape[2:] if call["transposed"] else call.out.shape[2:]
     inner = axes[w][:2] if call["transposed"] else (out, axes[w][1])
-    sizes = (x.shape[0], *w.shape[:2], math.prod(space) * math.prod(w.shape[2:]))
-    axes.count_macs(None, *inner, None, value=sizes)
-    return [axes[x][0], out, *[None] * (call.out.ndim - 2)]
+    axes.count_macs(None, *inner, None, *left, value=(x.shape[0], *w.shape[:2], math.prod(w.shape[2:]), *space))
+    return [axes[x][0], out, *left]
+
+
+def _alone(call: Call, d: int) -> bool:
+    """Whether the kernel has one tap along a dim of space, at every position and at no other."""
+
+    def all_are(name: str, usual: int) -> bool:
+        given = call.args.get(name, usual)
+        return all(n == usual for n in (given if isinstance(given, (list, tuple)) else [given]))
+
+    return call["weight"].shape[2 + d] == 1 and all_are("stride", 1) and all_are("padding", 0)
 
 
 def _dense(axes: Axes, call: Call, channels: Axis) -> Axis:

@@ -26,7 +26,7 @@ def triangle(axes: Axes, call: Call) -> list[Axis]:
 
 
 def same_all(axes: Axes, call: Call) -> list[list[Axis]]:
-    """Several outputs, each with the first operand's axes (dropout and its mask)."""
+    """Several outputs, each with the first operand's axes (dropout and its mask, a buffer for the gradient)."""
     first = call.inputs[0]
     return [axes[first] if v is not None and v.shape == first.shape else [] for v in call.outs]
 
@@ -68,7 +68,7 @@ RULES = table(
     ),
     ("_prelu_kernel prelu where masked_fill masked_fill_ polar complex lerp addcmul addcdiv", elementwise),
     ("tril tril_ triu triu_", triangle),
-    ("native_dropout", same_all),
+    ("native_dropout log_sigmoid_forward", same_all),
     ("copy_ copy", copy),
     ("zeros ones full empty new_zeros new_ones new_full new_empty", constant),
     (

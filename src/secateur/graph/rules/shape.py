@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -21,7 +22,17 @@ def view(axes: Axes, call: Call) -> list[Axis]:
         raise ValueError("bits are read as another type")
     if 0 in source:
         return [None] * len(into)
+    for i0, i, j0, j in _blocks(source, into):
+        out += _block(axes, ids[i0:i], source[i0:i], into[j0:j])
+    _expect_view(axes, call, out)
+    return out
+
+
+@functools.lru_cache(10_000)
+def _blocks(source: tuple[int, ...], into: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+    """The smallest blocks of dims with equal products, ``source[i0:i]`` and ``into[j0:j]``."""
     i = j = 0
+    found = []
     while i < len(source) or j < len(into):
         i0, j0 = i, j
         i, j = min(i + 1, len(source)), min(j + 1, len(into))
@@ -31,12 +42,13 @@ def view(axes: Axes, call: Call) -> list[Axis]:
             else:
                 j += 1
         if j0 != j:
-            out += _block(axes, ids[i0:i], source[i0:i], into[j0:j])
-    _expect_view(axes, call, out)
-    return out
+            found.append((i0, i, j0, j))
+    return found
 
 
 def _block(axes: Axes, ids: list[Axis], source: tuple[int, ...], into: tuple[int, ...]) -> list[Axis]:
+    if len(ids) == len(into) == 1:
+        return ids
     wide_in = [d for d, n in enumerate(source) if n > 1]
     wide_out = [d for d, n in enumerate(into) if n > 1]
     if not wide_in:
