@@ -59,7 +59,7 @@ def uniform_plus(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, i
     """
     total, sizes = total_kept(saliency, sparsity), {n: s.numel() for n, s in saliency.items()}
     first = next((n for n, s in saliency.items() if s.dim() > 2), None)
-    last = next((n for n, s in reversed(saliency.items()) if s.dim() == 2), None)
+    last = next((n for n, s in reversed(list(saliency.items())) if s.dim() == 2), None)
     shares: dict[str, float] = {} if first is None else {first: float(sizes[first])}
     free = [n for n in sizes if n not in shares]
     density = (total - sum(shares.values())) / max(sum(sizes[n] for n in free), 1)
@@ -70,8 +70,8 @@ def uniform_plus(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, i
     if density < 0:
         most = 1 - sum(shares.values()) / sum(sizes.values())
         raise PlanError(
-            f"uniform_plus keeps {first} whole and a fifth of {last}: {sum(shares.values()):.0f} weights, more than the "
-            f"{total} that sparsity {sparsity} leaves. Ask for {most:.3f} at most, or leave them out of the weights"
+            f"uniform_plus keeps {first} whole and a fifth of {last}: {sum(shares.values()):.0f} weights, more than "
+            f"the {total} that sparsity {sparsity} leaves. Ask for {most:.3f} at most, or leave them out of the weights"
         )
     return whole_counts({n: shares.get(n, density * size) for n, size in sizes.items()}, sizes, total)
 
@@ -154,8 +154,8 @@ def owl(lam: float = 0.08, m: float = 5.0, blocks: Callable[[str], str] = block_
     """The more outliers a block has, the denser it is: all stay within a band of width ``2 lam``.
 
     ``D = 100 #{A > m mean(A)} / #A`` over all saliencies A of a block (those of ``sc.wanda`` in the paper), and
-    ``density = 2 lam (D - min D) / (max D - min D) + shift``, where the shift makes the total ``n - round(sparsity n)``:
-    the mean is weighted by the blocks' sizes, which the paper takes to be equal. Densities that would leave [0, 1]
+    ``density = 2 lam (D - min D) / (max D - min D) + shift``. The shift makes the total ``n - round(sparsity n)``: the
+    mean is weighted by the blocks' sizes, which the paper takes to be equal. Densities that would leave [0, 1]
     are held there and the shift makes up for it. Where all blocks have the same D, all have the same density.
 
     Args:

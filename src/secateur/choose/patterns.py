@@ -206,7 +206,8 @@ def _best(groups: Tensor, n: int, alive: Tensor | None) -> Tensor:
             first = groups[i] >= groups[j]
             better[j] += first
             better[i] += ~first
-    return better < n
+    out: Tensor = better < n
+    return out
 
 
 def _axis(shape: tuple[int, ...], dim: int, name: str) -> int:

@@ -39,10 +39,11 @@ def sensitivity(
     With a path, every value is on disk once it is known, and a later call goes on from there.
 
     Args:
-        model: changed only while ``evaluate`` runs. evaluate: the loss, lower is better; it should draw nothing at
-            random and set the mode that it needs. weights: from `sc.prunable`. criterion: ranks the weights.
+        model: changed only while ``evaluate`` runs. evaluate: the loss, lower is better, called without gradients; it
+            should draw nothing at random and set the mode that it needs.
+        weights: from `sc.prunable`. criterion: ranks them.
         sparsities: of each weight; the dense loss is measured too. stats: from `sc.gather`, if the criterion needs it.
-        pattern: what goes together; one that fixes the density has a single sparsity, whatever is asked.
+        pattern: what goes together; one that fixes the density has that single sparsity, whatever is asked.
         path: a JSON file, made if it is not there.
 
     Returns:
@@ -62,7 +63,8 @@ def sensitivity(
         >>> sensitivity(net, evaluate, {"weight": net.weight}, sc.magnitude, [0.5])
         {'weight': {0.0: 0.0, 0.5: 1.0}}
     """
-    asked = sorted({check_sparsity(s) for s in sparsities} - {0.0})
+    fixed = pattern.density
+    asked = sorted({check_sparsity(s) for s in (sparsities if fixed is None else [1 - fixed])} - {0.0})
     file = None if path is None else Path(path)
     about = {"format": FORMAT, "model": model_hash(model), "criterion": criterion.name, "pattern": pattern.name}
     known = _read(file, about)
@@ -70,7 +72,8 @@ def sensitivity(
     def value(name: str, sparsity: float) -> float:
         curve = known.setdefault(name, {})
         if sparsity not in curve:
-            curve[sparsity] = _finite(evaluate(model), name, sparsity)
+            with torch.no_grad():
+                curve[sparsity] = _finite(evaluate(model), name, sparsity)
             _write(file, about, known)
         return curve[sparsity]
 

@@ -153,7 +153,8 @@ def _front(cost: Floats, error: Floats, limit: float, states: int) -> Ints:
         last = np.concatenate([step[1:] != step[:-1], [True]])  # the least error of a step is its last
         last[0] = True  # the cheapest: what comes next may need the room
         front = front[last]
-    return front.astype(np.int64)
+    found: Ints = front.astype(np.int64)
+    return found
 
 
 def _check_names(saliency: Mapping[str, Tensor], tables: Mapping[str, object]) -> None:
