@@ -173,7 +173,8 @@ def block(rows: int, columns: int, remainder: Remainder = None) -> Pattern:
 
         def blocks(whole: Tensor) -> Tensor:  # a view, (down, rows, right, columns)
             inner = whole.reshape(matrix)[: down * rows, : right * columns]
-            return inner.unflatten(1, (right, columns)).unflatten(0, (down, rows))
+            view: Tensor = inner.unflatten(1, (right, columns)).unflatten(0, (down, rows))
+            return view
 
         sums = blocks(scores.detach()).sum((1, 3), dtype=torch.float64)
         lives = None

@@ -64,6 +64,12 @@ def top_counts(scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | No
         return [0] * len(values)
     if len({s.dtype for s in values}) > 1:
         values = [s.double() for s in values]
+    if sum(s.numel() for s in values) <= SMALL:
+        device = values[0].device
+        flat, mine = (None if t is None else torch.cat([p.to(device) for p in t]) for t in (values, lives))
+        assert flat is not None
+        parts = _by_sorting(flat, keep, mine).split([s.numel() for s in values])
+        return [int(p.sum()) for p in parts]
     edge, above, _ = _edge(values, keep, lives)
     counts, left = [], keep - above
     for i, s in enumerate(values):
@@ -88,7 +94,7 @@ def top_per_row(scores: Tensor, keep: int, alive: Tensor | None = None) -> Tenso
                 [ True, False, False]])
     """
     rows, columns = scores.shape
-    _check([_flat(scores)], None if alive is None else [_flat(alive)], keep * rows)
+    _check([_flat(scores)], None if alive is None else [_flat(alive)], 0)
     if not 0 <= keep <= columns:
         raise PlanError(f"cannot keep {keep} of the {columns} weights of a row: keep at most {columns}")
     if alive is not None and rows and int((fewest := alive.sum(1)).min()) < keep:
