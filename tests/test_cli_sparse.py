@@ -137,7 +137,7 @@ def test_an_example_stands_for_data_and_a_run_file_for_options(capsys):
         (["--density", "evn"], "did you mean 'even'?"),
         (["--criterion", "magnitud"], "did you mean 'magnitude'?"),
         (["--criterion", "sparse_nets:needy"], "criterion sparse_nets:needy needs data: add --data"),
-        (["--criterion", "taylor", "--data", "sparse_nets:batches"], "does not score single weights"),
+        (["--criterion", "fpgm", "--data", "sparse_nets:batches"], "does not score single weights"),
         (["--rounds", "0"], "rounds"),
         (["--ignore", "nowhere"], "'nowhere' matches no weight"),
         (["--quality", "sparse_nets:NETS"], "has no 'NETS'"),

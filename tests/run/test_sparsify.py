@@ -16,8 +16,9 @@ from secateur.choose.patterns import Pattern, unstructured
 from secateur.digest import model_hash
 from secateur.errors import ArgumentError, DataError
 from secateur.evidence.report import from_json, to_json, to_table, write_report
-from secateur.run.sparsify import alive_first, sparsify
-from secateur.score.criteria import magnitude, taylor
+from secateur.run.sparsify import sparsify
+from secateur.score.criteria import fpgm, magnitude
+from secateur.score.weigh_flow import synflow
 from secateur.types import Criterion, Weighing
 
 
@@ -100,17 +101,17 @@ def test_what_is_gone_is_not_chosen_again_where_scores_are_negative():
     assert "saliency kept" not in [r.what for r in result.report]  # a share of signed numbers says nothing
 
 
-@given(st.lists(st.sampled_from([-3.0, -1.0, 0.0, 1e-40, 2.0]), min_size=2, max_size=12), st.data())
-def test_all_that_is_left_comes_before_all_that_is_gone(values, data):
-    alive = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
-    if not alive.any():
-        return
-    scores = torch.tensor(values)
-    found = alive_first({"w": scores}, {"w": alive})["w"]
-    assert alive.all() or found[alive].min() > found[~alive].max()
-    order = torch.argsort(scores[alive], stable=True)
-    assert (found[alive][order].diff() >= 0).all()
-    assert torch.isfinite(found).all()
+def test_an_untrained_network_keeps_a_weight_in_every_layer_to_the_last():
+    torch.manual_seed(0)
+    layers = [nn.Linear(20, 20, bias=False) for _ in range(7)]
+    model = nn.Sequential(*(m for layer in layers for m in (layer, nn.ReLU())))
+    given = [torch.randn(4, 20)]
+    total = 7 * 400
+    result = sparsify(model, given, synflow, sparsity=1 - 60 / total, density=ranked, rounds=100)
+    assert sum(int(m.sum()) for m in result.masks.values()) == 60
+    assert min(int(m.sum()) for m in result.masks.values()) > 0
+    once = sparsify(model, given, magnitude, sparsity=1 - 60 / total, density=ranked)
+    assert sum(int(m.sum()) for m in once.masks.values()) == 60
 
 
 def test_ignore_and_only_and_the_reasons_for_what_stayed_dense():
@@ -190,7 +191,7 @@ def test_other_wrong_arguments_are_refused():
     with pytest.raises(DataError, match="needs calibration data"):
         sparsify(net(), criterion=gradients)
     with pytest.raises(ArgumentError, match="does not score single weights"):
-        sparsify(net(), criterion=taylor)
+        sparsify(net(), criterion=fpgm)
 
     def spoils(model, weights, stats):
         model[3].bias.data += 1

@@ -128,8 +128,6 @@ def _choose(
         scores = saliency(work, criterion, weights, gather(work, data, criterion, weights))
         first = first or scores
         part = 1 - (1 - sparsity) ** (k / rounds) if k < rounds else sparsity
-        if masks is not None:
-            scores = alive_first(scores, masks)
         masks = select(scores, part, pattern, density, masks)
         with torch.no_grad():
             for name, w in weights.items():
@@ -137,25 +135,6 @@ def _choose(
                 w.grad = None
     assert masks is not None
     return masks, first
-
-
-def alive_first(saliency: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same saliencies with all that is gone below all that is left: it can't be chosen or counted again.
-
-    Example:
-        >>> alive_first({"w": torch.tensor([-2.0, 3.0, 0.0])}, {"w": torch.tensor([True, True, False])})
-        {'w': tensor([-2.,  3., -5.])}
-    """
-    least = min(float(s[alive[n]].min()) for n, s in saliency.items() if bool(alive[n].any()))
-    found = {}
-    for name, s in saliency.items():
-        if least < 0:
-            gone = torch.full_like(s, least - max(1.0, abs(least)) - 1)
-            found[name] = torch.where(alive[name], s, gone)
-        else:  # zero for what is gone: some allocations square their scores
-            tiny = torch.nextafter(torch.zeros_like(s), torch.ones_like(s))
-            found[name] = torch.where(alive[name], torch.maximum(s, tiny), torch.zeros_like(s))
-    return found
 
 
 def _check(sparsity: float | None, pattern: Pattern, rounds: int, seed: int) -> float:
