@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import _fashion
 from _fashion import Images
-from _rows import CACHE, digest_of
-from secateur.export.atomic import write_bytes
 
 Row = tuple[str, str, float, str, int]
 """Case, metric, value, unit, seed."""
@@ -27,7 +22,7 @@ def lenet() -> nn.Module:
 
 
 def vgg(width: int = 32) -> nn.Module:
-    """Eight convolutions with batch norm, VGG-like: 1.17 M weights at width 32, for grey images of 28 x 28, averaged to 7 x 7."""
+    """Eight convolutions with batch norm, VGG-like: 1.17 M weights at width 32, on 28 x 28 images averaged to 7 x 7."""
     w = width
     plan = [w, w, 2 * w, 2 * w, 4 * w, 4 * w, "pool", 8 * w, 8 * w]
     layers: list[nn.Module] = [nn.AvgPool2d(4)]
@@ -92,20 +87,6 @@ def fit(
         F.cross_entropy(net(x), y).backward()
         optimizer.step()
     net.eval()
-
-
-def kept(name: str, seed: int, make: Callable[[], nn.Module], train: Callable[[nn.Module], None]) -> nn.Module:
-    """A trained network, trained only if it is not in the cache; kept under the digest of the recipes."""
-    about = digest_of(__file__, _fashion.__file__, Path(__file__).with_name(f"{name.partition('-')[0]}.py"))
-    path = CACHE / "sparse" / f"{name}-seed{seed}-{about}.safetensors"
-    torch.manual_seed(seed)
-    net = make()
-    if not path.exists():
-        train(net)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, save({k: v.contiguous() for k, v in net.state_dict().items()}))
-    net.load_state_dict(load_file(path))
-    return net.eval()
 
 
 @torch.inference_mode()

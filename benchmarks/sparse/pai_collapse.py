@@ -3,7 +3,7 @@
 A VGG-like network with 1.17 M weights (``_nets.vgg``) is pruned untrained to compressions of 10^1 .. 10^4.5: SynFlow
 in 100 rounds on an input of ones, SNIP and GraSP in one shot on 10 batches of 64, magnitude in one shot, one ranking
 of all weights each. ``connected`` is 1 where a path of kept weights leads from an input to an output, ``layers`` the
-share of layers that keep any weight. At 10^1 and 10^3 what is left is trained for 100 steps of 64 (Fashion-MNIST).
+share of layers that keep any weight. At 10^1 and 10^3 what is left is trained for 60 steps of 64 (Fashion-MNIST).
 
 At 10^1 the masks of SynFlow, SNIP and GraSP are also shuffled within each layer and trained alike: ``shuffled`` beside
 ``accuracy`` tells whether more than the layers' densities matters (arXiv:2009.08576).
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[Criterion, int]] = {
 }
 POWERS = (1.0, 2.0, 3.0, 4.5)
 TRAINED = (1.0, 3.0)
-STEPS = 100
+STEPS = 60
 
 
 def learnt(net: nn.Module, masks: dict[str, Tensor], train: Images, test: Images, seed: int, steps: int) -> float:
@@ -53,7 +53,7 @@ def learnt(net: nn.Module, masks: dict[str, Tensor], train: Images, test: Images
 def rows(quick: bool) -> list[Row]:
     """Connectivity at every compression, accuracy at some."""
     given = _fashion.data()
-    train, test = part(given.train, 512 if quick else 20_000), part(given.test, 200 if quick else 5_000)
+    train, test = part(given.train, 512 if quick else 20_000), part(given.test, 200 if quick else 2_000)
     steps, powers = (2, (1.0, 3.0)) if quick else (STEPS, POWERS)
     out: list[Row] = []
     for seed in each_seed(3, quick):
