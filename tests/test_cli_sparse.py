@@ -15,6 +15,7 @@ import secateur as sc
 from secateur.choose import patterns
 from secateur.choose.patterns import Pattern
 from secateur.cli import main
+from secateur.errors import ArgumentError
 from secateur.export.sparse import load_masks, load_sparse
 from secateur.run.sparsefile import density, pattern
 
@@ -174,15 +175,25 @@ def test_what_cannot_be_reached_is_exit_code_3(capsys, monkeypatch):
     assert "Limit not met" in capsys.readouterr().out or not json.loads(Path("stuck/report.json").read_text())["ok"]
 
 
-def test_texts_of_patterns_and_densities(monkeypatch):
-    for where in (patterns, sc):  # stand-ins that say how they were called
-        monkeypatch.setattr(where, "nm", lambda n, m: Pattern(f"{n}:{m}", lambda s, k: k, None), raising=False)
-        monkeypatch.setattr(where, "block", lambda r, c: Pattern(f"block {r} {c}", lambda s, k: k, None), raising=False)
-    assert pattern("2:4").name == "2:4"
+def test_texts_of_patterns_and_densities():
+    assert pattern("2:4").density == 0.5
     assert pattern("1:16").name == "1:16"
-    assert pattern("block:4x1").name == "block 4 1"
+    assert pattern("block:4x1").name == patterns.block(4, 1).name
     assert pattern("unstructured") is patterns.unstructured
-    assert density("even").__name__ == "even"
+    assert pattern("per_row") is patterns.per_row
+    with pytest.raises(ArgumentError):
+        pattern("4:2")
+    for name in ("even", "ranked", "erk", "uniform_plus", "lamp"):
+        assert density(name).__name__ == name
+    assert callable(density("owl"))  # made by a function
+
+
+def test_two_of_four(capsys):
+    assert main(["sparsify", "sparse_nets:net", "--pattern", "2:4", "--only", "4", "--out", "nm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["pruned"] == 0.5
+    assert (load_masks("nm")["4.weight"].reshape(-1, 4).sum(1) == 2).all()
+    said = failing(capsys, 64, "sparsify", "sparse_nets:net", "--pattern", "2:4", "--sparsity", "0.9", "--out", "nm9")
+    assert "pattern 2:4 removes 0.5 of the weights by itself" in said
 
 
 def test_tickets_from_a_recipe(capsys):

@@ -2,8 +2,8 @@
 
 The networks are those of ``_fashion.dense``: five convolutions with batch norm, 70,000 weights, eight epochs of
 Fashion-MNIST. 90 % of their weights go at once and no weight is trained afterwards. Batch statistics are taken anew on
-2,048 training images (``accuracy``): without that all of these small networks are at chance at 90 %, whatever is chosen,
-and nothing is compared. As they are, without new statistics, they are compared at 70 % (``accuracy_as_is``).
+2,048 training images (``accuracy``): without that all of these small networks are at chance at 90 %, whatever is
+chosen, and nothing is compared. As they are, without new statistics, they are compared at 70 % (``accuracy_as_is``).
 ``gap`` is in points of test accuracy.
 """
 
