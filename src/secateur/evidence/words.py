@@ -153,7 +153,7 @@ def cells(row: Row) -> dict[str, str]:
 def _sign(row: Row) -> str:
     if family(row) in ("size", "latency"):
         return "≤"
-    if row.pruned is None or row.asked is None or row.ok is None:
+    if row.pruned is None or row.asked is None or row.ok is None or row.what == "sparsity":  # met from both sides
         return ""
     return "≥" if row.ok == (row.pruned >= row.asked) else "≤"
 
