@@ -16,24 +16,33 @@ from secateur.export.masks import pack, unpack
 
 
 def group_of(model: nn.Module) -> Any:
-    """The process group of a `DistributedDataParallel` model or of `fully_shard`'s parameters, else None."""
+    """The process group of a `DistributedDataParallel` model, those of a sharded model's mesh, else None."""
     inner: Any = model
     while isinstance(getattr(inner, "_orig_mod", None), nn.Module):
         inner = inner._orig_mod
     if isinstance(inner, DistributedDataParallel):
         return inner.process_group
-    if any(hasattr(p, "device_mesh") for p in inner.parameters()):
-        return dist.group.WORLD
-    return None
+    mesh = next((p.device_mesh for p in inner.parameters() if hasattr(p, "device_mesh")), None)
+    return None if mesh is None else [mesh.get_group(dim) for dim in range(mesh.ndim)]
+
+
+def _groups(group: Any) -> list[Any]:
+    """One after another they reach all ranks; none where there is one process."""
+    if not dist.is_available() or not dist.is_initialized():
+        return []
+    given = group if isinstance(group, (list, tuple)) else [dist.group.WORLD if group is None else group]
+    return [g for g in given if dist.get_world_size(g) > 1]
 
 
 def from_first(masks: Mapping[str, Tensor], group: Any) -> dict[str, Tensor]:
-    """The masks of the group's first rank, on every rank: one broadcast of their bits."""
-    if dist.get_world_size(group) == 1 or not masks:
+    """The masks of the group's first rank, on every rank: a broadcast of their bits."""
+    groups = _groups(group)
+    if not groups or not masks:
         return dict(masks)
     packed = [pack(m) for m in masks.values()]
     bits = torch.cat(packed)
-    dist.broadcast(bits, dist.get_global_rank(group, 0), group=group)
+    for g in groups:
+        dist.broadcast(bits, dist.get_global_rank(g, 0), group=g)
     parts = bits.split([len(p) for p in packed])
     return {n: unpack(b, tuple(m.shape)) for (n, m), b in zip(masks.items(), parts, strict=True)}
 
@@ -62,8 +71,9 @@ def check_same(masks: Mapping[str, Tensor], group: Any = None) -> None:
 def _same(digests: list[bytes], device: torch.device, group: Any, told: Any) -> None:
     mine = torch.tensor([int.from_bytes(d[:7], "little") for d in digests], dtype=torch.int64, device=device)
     least, most = mine.clone(), mine.clone()
-    dist.all_reduce(least, dist.ReduceOp.MIN, group)
-    dist.all_reduce(most, dist.ReduceOp.MAX, group)
+    for g in _groups(group):
+        dist.all_reduce(least, dist.ReduceOp.MIN, g)
+        dist.all_reduce(most, dist.ReduceOp.MAX, g)
     bad = (least != most).nonzero()[:, 0].tolist()
     if bad:
         raise PlanError(told(bad))
