@@ -127,14 +127,14 @@ def sharded_net() -> nn.Sequential:
 
 
 def sharded(rank: int, folder: Path) -> None:
-    """`fully_shard`: shards stay zero for a thousand steps, Adam's memory of them too; masks are whole."""
+    """`fully_shard`: shards stay zero, Adam's memory of them too; masks are whole."""
     model = sharded_net()
     masks = Masks(model, some_masks(seed=rank))
     masks.check_ranks()
     masks.apply_()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     masks.attach(optimizer)
-    train_(model, optimizer, range(STEPS), [rank])
+    train_(model, optimizer, range(60), [rank])
     assert all(isinstance(w, DTensor) for w in masks.weights.values())
     assert_zero(model, masks)
     for name, w in masks.weights.items():
