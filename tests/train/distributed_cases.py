@@ -20,6 +20,7 @@ from secateur.choose.density import ranked
 from secateur.errors import PlanError
 from secateur.train.masks import Masks
 from secateur.train.names import whole
+from secateur.train.ranks import everyone
 from secateur.train.saved import load_sparse, save_sparse
 from secateur.train.schedule import cubic
 from secateur.train.sparse import Method, Sparse, gmp
@@ -110,6 +111,11 @@ def methods(rank: int, folder: Path) -> None:
     for a, b in zip(model.module.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     torch.manual_seed(100 + rank)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = Sparse(model, optimizer, drawing(), group=everyone(model))
+    run.masks.check_ranks()
+    run.strip()
     model = DistributedDataParallel(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = Sparse(model, optimizer, drawing())

@@ -26,6 +26,12 @@ def group_of(model: nn.Module) -> Any:
     return None if mesh is None else [mesh.get_group(dim) for dim in range(mesh.ndim)]
 
 
+def everyone(model: nn.Module) -> Any:
+    """The model's own group, or all processes where a framework has several and keeps the wrapper to itself."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return group_of(model) or (dist.group.WORLD if several else None)
+
+
 def _groups(group: Any) -> list[Any]:
     """One after another they reach all ranks; none where there is one process."""
     if not dist.is_available() or not dist.is_initialized():

@@ -49,7 +49,7 @@ class Sparse:
     Args:
         model: trained by ``optimizer``; it may be compiled, distributed or sharded.
         optimizer: any; it may be wrapped by Accelerate. method: such as `gmp`.
-        weights: name -> parameter; `sc.prunable` by default.
+        weights: name -> parameter; `sc.prunable` by default. group: as in `Masks`, for a model that is wrapped later.
 
     Attributes:
         model: the model without wrappers. optimizer: the one that steps. step: optimizer steps done.
@@ -77,13 +77,14 @@ class Sparse:
         optimizer: torch.optim.Optimizer,
         method: Method,
         weights: Mapping[str, nn.Parameter] | None = None,
+        group: Any = None,
     ) -> None:
         if not isinstance(method, Method):
             raise ArgumentError(f"method must be a Method, such as gmp(cubic(0.9, 0, 1000)), got {method!r}")
         self.model, self.optimizer, self.method = bare(model), own(optimizer), method
         chosen = prunable(self.model) if weights is None else dict(weights)
         full = {n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in chosen.items()}
-        self.masks = Masks(model, full)
+        self.masks = Masks(model, full, group)
         self.step = 0
         self.memory: dict[str, Tensor] = {}
         self._untouched = {n: (w.detach().clone(), w._version) for n, w in self.masks.weights.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import TargetError
+from secateur.train.ranks import everyone
 from secateur.train.saved import load_sparse, save_sparse
 from secateur.train.sparse import Method, Sparse
 
@@ -52,7 +53,8 @@ class SparseCallback(TrainerCallback):  # type: ignore[misc]
         """Begin, or go on where the trainer does."""
         if self.sparse is not None:
             self.sparse.strip()
-        self.sparse = Sparse(given["model"], given["optimizer"], self.method, self.weights)
+        model = given["model"]
+        self.sparse = Sparse(model, given["optimizer"], self.method, self.weights, everyone(model))
         if state.global_step:
             load_sparse(_of(self.resume or _checkpoint(args, state)), self.sparse)
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import ArgumentError, TargetError
+from secateur.train.ranks import everyone
 from secateur.train.sparse import Method, Sparse
 
 try:
@@ -47,7 +48,8 @@ class SparseCallback(Callback):  # type: ignore[misc]
             raise ArgumentError(f"optimizer {self.optimizer} of {len(trainer.optimizers)}: give the index of one")
         if self.sparse is not None:
             self.sparse.strip()
-        self.sparse = Sparse(pl_module, trainer.optimizers[self.optimizer], self.method, self.weights)
+        optimizer = trainer.optimizers[self.optimizer]
+        self.sparse = Sparse(pl_module, optimizer, self.method, self.weights, everyone(pl_module))
         if self._loaded is not None:
             self.sparse.load_state_dict(self._loaded)
             self._loaded = None
