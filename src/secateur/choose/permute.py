@@ -150,12 +150,12 @@ def permute_for(
         if not fed:
             continue
         order = best_order(torch.cat([_rows(scores[s.name], s) for s in fed]), n, m, rounds)
-        axes = {(s.name, s.dim) for s in touched}
-        before = sum(_kept(scores[name], d, n, m) for name, d in axes)
         moved = {s.name: scores[s.name].clone() for s in group.slices if s.name in scores}
         for part in _once(x for x in group.slices if x.name in moved):
             _move_(moved[part.name], part, order)
-        if sum(_kept(moved[name], d, n, m) for name, d in axes) > before * (1 + 1e-12):
+        axes = {(s.name, s.dim) for s in touched}
+        before, after = (sum(_kept(by[name], d, n, m) for name, d in axes) for by in (scores, moved))
+        if after > before * (1 + 1e-12):
             orders[group.name] = order
             scores |= moved
     return orders

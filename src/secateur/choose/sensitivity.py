@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -69,28 +70,21 @@ def sensitivity(
     about = {"format": FORMAT, "model": model_hash(model), "criterion": criterion.name, "pattern": pattern.name}
     known = _read(file, about)
 
-    def value(name: str, sparsity: float) -> float:
-        curve = known.setdefault(name, {})
-        if sparsity not in curve:
-            with torch.no_grad():
-                curve[sparsity] = _finite(evaluate(model), name, sparsity)
-            _write(file, about, known)
-        return curve[sparsity]
+    def measure(name: str, sparsity: float) -> None:
+        with torch.no_grad():
+            found = _finite(evaluate(model), name, sparsity)
+        known.setdefault(name, {})[sparsity] = found
+        _write(file, about, known)
 
-    dense = value("", 0.0)  # the same of all
-    curves: dict[str, dict[float, float]] = {}
+    if 0.0 not in known.get("", {}):
+        measure("", 0.0)  # the same of all
     scores: Mapping[str, Tensor] | None = None
-    for name, weight in weights.items():
-        curves[name] = {0.0: dense}
-        for sparsity in asked:
-            if sparsity not in known.get(name, {}):
-                if scores is None:
-                    scores = saliency(model, criterion, weights, stats)
-                mask = _mask(name, scores[name], sparsity, pattern)
-                with _without(weight, mask):
-                    value(name, sparsity)
-            curves[name][sparsity] = known[name][sparsity]
-    return curves
+    for name, sparsity in itertools.product(weights, asked):
+        if sparsity not in known.get(name, {}):
+            scores = scores or saliency(model, criterion, weights, stats)
+            with _without(weights[name], _mask(name, scores[name], sparsity, pattern)):
+                measure(name, sparsity)
+    return {name: {0.0: known[""][0.0], **{s: known[name][s] for s in asked}} for name in weights}
 
 
 class _without:
