@@ -176,9 +176,10 @@ def block(rows: int, columns: int, remainder: Remainder = None) -> Pattern:
 
         sums = blocks(scores.detach()).sum((1, 3), dtype=torch.float64)
         lives = None if alive is None else blocks(alive).all(3).all(1)
-        if alive is not None:
-            _check_dense(name, alive.reshape(matrix)[down * rows :])
-            _check_dense(name, alive.reshape(matrix)[:, right * columns :])
+        for edge in (
+            () if alive is None else (alive.reshape(matrix)[down * rows :], alive.reshape(matrix)[:, right * columns :])
+        ):
+            _check_dense(name, edge)
         mask = torch.ones(matrix, dtype=torch.bool, device=scores.device)
         blocks(mask).copy_(top(sums, (kept - rest) // size, lives)[:, None, :, None])
         return mask.reshape(scores.shape)

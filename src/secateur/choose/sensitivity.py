@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -36,8 +35,8 @@ def sensitivity(
 ) -> dict[str, dict[float, float]]:
     """Error curves by ablation: ``curve[sparsity] = evaluate(model with this one weight made so sparse)``.
 
-    ``evaluate`` is called ``1 + weights x sparsities`` times; every weight is put back bit by bit, also if it raises.
-    With a path, every value is on disk once it is known, and a later call goes on from there.
+    ``evaluate`` is called ``1 + weights x sparsities`` times; every weight is put back bit by bit, also if it raises,
+    and with a path every value is on disk once it is known: a later call goes on from there.
 
     Args:
         model: changed only while ``evaluate`` runs. evaluate: the loss, lower is better, called without gradients; it
@@ -69,6 +68,8 @@ def sensitivity(
     file = None if path is None else Path(path)
     about = {"format": FORMAT, "model": model_hash(model), "criterion": criterion.name, "pattern": pattern.name}
     known = _read(file, about)
+    missing = [(n, s) for n in weights for s in asked if s not in known.get(n, {})]
+    scores = saliency(model, criterion, weights, stats) if missing else {}
 
     def measure(name: str, sparsity: float) -> None:
         with torch.no_grad():
@@ -76,14 +77,11 @@ def sensitivity(
         known.setdefault(name, {})[sparsity] = found
         _write(file, about, known)
 
-    if 0.0 not in known.get("", {}):
+    if not known.get(""):
         measure("", 0.0)  # the same of all
-    scores: Mapping[str, Tensor] | None = None
-    for name, sparsity in itertools.product(weights, asked):
-        if sparsity not in known.get(name, {}):
-            scores = scores or saliency(model, criterion, weights, stats)
-            with _without(weights[name], _mask(name, scores[name], sparsity, pattern)):
-                measure(name, sparsity)
+    for name, sparsity in missing:
+        with _without(weights[name], _mask(name, scores[name], sparsity, pattern)):
+            measure(name, sparsity)
     return {name: {0.0: known[""][0.0], **{s: known[name][s] for s in asked}} for name in weights}
 
 
