@@ -9,13 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.choose.density import Densities, even, select
-from secateur.choose.patterns import Pattern, unstructured
-from secateur.score.criteria import magnitude
-from secateur.score.weights import prunable, saliency
+from secateur.score.weights import prunable
 from secateur.train.masks import Masks
-from secateur.train.schedule import Schedule
-from secateur.types import Criterion
 
 
 @dataclass(frozen=True)
@@ -29,6 +24,7 @@ class Method:
             out the step of the masked weights (their gradients are set to None).
         after: ``(run)``: after the step and before the masks are applied again.
         about: what made it, as plain data: two runs go on from each other only if these are equal.
+        shadowed: weights go on learning while they are masked (shadow.py): what the optimizer remembers of them stays.
     """
 
     name: str
@@ -36,6 +32,7 @@ class Method:
     before: Callable[[Sparse], bool] | None = None
     after: Callable[[Sparse], None] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    shadowed: bool = False
 
 
 class Sparse:
@@ -50,6 +47,7 @@ class Sparse:
         step: optimizer steps done. masks: the masks as they are. memory: what the method remembers, saved with it.
 
     Example:
+        >>> from secateur.train.dynamic import gmp
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         >>> sparse = Sparse(net, optimizer, gmp(lambda step: min(0.5, step / 10)))
@@ -91,7 +89,8 @@ class Sparse:
         if self.method.after is not None:
             self.method.after(self)
         self.masks.apply_()
-        self.masks.quiet_(self.optimizer)
+        if not self.method.shadowed:
+            self.masks.quiet_(self.optimizer)
 
     def strip(self) -> nn.Module:
         """Let go of the optimizer; the zeros stay in the model, which is returned."""
@@ -99,27 +98,3 @@ class Sparse:
             handle.remove()
         self._handles = []
         return self.masks.strip()
-
-
-def gmp(
-    schedule: Schedule,
-    every: int = 1,
-    criterion: Criterion = magnitude,
-    pattern: Pattern = unstructured,
-    density: Densities = even,
-) -> Method:
-    """Gradual magnitude pruning: every so many steps the least salient weights go for good (arXiv:1710.01878).
-
-    Args:
-        schedule: step -> sparsity, such as `cubic`. every: steps between two updates.
-        criterion: one that needs no data. pattern, density: as in `sc.sparsify`.
-    """
-
-    def update(run: Sparse) -> None:
-        sparsity = schedule(run.step)
-        if run.step % every == 0 and sparsity > run.masks.sparsity:
-            scores = saliency(run.model, criterion, run.masks.weights)
-            run.masks.put(select(scores, sparsity, pattern, density, alive=run.masks.masks))
-
-    about = {"criterion": criterion.name, "pattern": pattern.name, "every": every}
-    return Method("gmp", update, after=update, about=about)
