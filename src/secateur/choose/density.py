@@ -83,9 +83,10 @@ def erk(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
         eps = budget / sum(shape_sum[n] for n in open_)
         largest = max(shape_sum[n] / size[n] for n in open_)
         if eps * largest <= 1:
-            return _shared({n: eps * shape_sum[n] for n in open_}, budget, size) | counts
+            counts |= _shared({n: eps * shape_sum[n] for n in open_}, budget, size)
+            break
         counts |= {n: size[n] for n in open_ if shape_sum[n] / size[n] == largest}
-    return counts
+    return {n: counts[n] for n in size}
 
 
 def _shared(wanted: Mapping[str, float], total: int, size: Mapping[str, int]) -> dict[str, int]:
