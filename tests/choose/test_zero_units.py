@@ -63,7 +63,7 @@ def test_a_cnn() -> None:
 def test_a_transformer() -> None:
     model = tiny.attention()
     head = [0, 1, 2, 3]
-    rows = {n: head for n in ("v.weight", "v.bias")} | {n: [5, 6] for n in ("up.weight", "up.bias")}
+    rows = dict.fromkeys(("v.weight", "v.bias"), head) | {n: [5, 6] for n in ("up.weight", "up.bias")}
     plan, small = shrunk(trained(model, masked_rows(model, rows), 4, 5, 16), torch.zeros(1, 5, 16))
     assert tiny.counts(plan) == {"q:head": 3, "up:neuron": 22}
     assert small.q.out_features == 12

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import attention_nets
 import families
 import nets
 import numpy as np
 import pytest
 import torch
-import tiny
 import traps
 from expected import GROUPS
+from test_experts import MIXES, made
 from torch import Tensor, nn
 
 import secateur as sc
+import tiny
 from secateur.calling import named_tensors, run, tensors_of
 from secateur.choose.zeros import zero_units
-from secateur.types import Group
+from secateur.types import Example, Group
 
 CASES = {**nets.CASES, **attention_nets.CASES, **traps.CASES}
 CASES |= {n: families.CASES[n] for n in ("bert", "llama", "mixtral", "t5", "mamba", "gpt2") if n in families.CASES}
@@ -37,13 +41,16 @@ def silence_(group: Group, unit: int, tensors: dict[str, Tensor], rng: np.random
             tensors[s.name].index_fill_(s.dim, torch.from_numpy(s.index[unit]), 0)
 
 
-def check(name: str, seed: int, rules: object = sc.RULES) -> int:
+def check(name: str, seed: int, rules: Mapping[str, Any] = sc.RULES) -> None:
     torch.manual_seed(seed)
-    model, example = CASES[name].make().eval(), CASES[name].example()
+    check_model(CASES[name].make().eval(), CASES[name].example(), seed, rules)
+
+
+def check_model(model: nn.Module, example: Example, seed: int, rules: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for t in (p for p in model.parameters() if p.is_floating_point()):
             t.add_(torch.randn_like(t), alpha=0.1)  # nothing is zero, one or equal by its initialization
-    groups = sc.couple(sc.trace(model, example), rules=rules)  # type: ignore[arg-type]
+    groups = sc.couple(sc.trace(model, example), rules=rules)
     rng = np.random.default_rng(seed)
     tensors = {k: v for part in named_tensors(model) for k, v in part.items()}
     for g in groups:
@@ -53,10 +60,9 @@ def check(name: str, seed: int, rules: object = sc.RULES) -> int:
     assert all(mask.any() for mask in keep.values())
     plan = sc.make_plan(groups, keep)
     assert_same(model, sc.apply(plan, model), example)
-    return plan.removed
 
 
-def assert_same(model: nn.Module, small: nn.Module, example: object) -> None:
+def assert_same(model: nn.Module, small: nn.Module, example: Example) -> None:
     with torch.no_grad():
         for one, other in zip(
             tensors_of(run(model.double().eval(), _double(example))),
@@ -67,7 +73,7 @@ def assert_same(model: nn.Module, small: nn.Module, example: object) -> None:
                 torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8, equal_nan=True)
 
 
-def _double(example: object) -> object:
+def _double(example: Any) -> Any:
     if isinstance(example, Tensor):
         return example.double() if example.is_floating_point() else example
     if isinstance(example, dict):
@@ -83,9 +89,18 @@ def test_the_function_stays(name: str) -> None:
     check(name, 1)
 
 
-@pytest.mark.parametrize("name", ["llama", "moe", "bert", "layer_norm", "group_norm_of_1", "group_norm_of_2", "residual", "encoder_layer"])
+@pytest.mark.parametrize(
+    "name", ["llama", "bert", "layer_norm", "group_norm_of_1", "group_norm_of_2", "residual", "encoder_layer"]
+)
 def test_the_function_stays_where_norms_and_routers_can_be_cut(name: str) -> None:
     check(name, 2, {**sc.RESIDUAL_RULES, **sc.EXPERT_RULES})
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_experts_are_chosen_among_whatever_they_weigh(mix: Any) -> None:
+    for seed in range(2):
+        net, x = made(mix)
+        check_model(net, x, seed, sc.EXPERT_RULES)
 
 
 def zeroed(model: nn.Module, name: str, dim: int, at: list[int]) -> nn.Module:

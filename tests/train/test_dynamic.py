@@ -211,7 +211,9 @@ def test_static_masks_never_move() -> None:
         assert_quiet(run)
     other = next(driven(static(0.9, seed=6), 0)).masks.masks
     assert any(not torch.equal(m, other[n]) for n, m in first.items())
-    assert {n: int(m.sum()) for n, m in next(driven(static(0.5, density=even), 0)).masks.masks.items()} == even(first, 0.5)
+    assert {n: int(m.sum()) for n, m in next(driven(static(0.5, density=even), 0)).masks.masks.items()} == even(
+        first, 0.5
+    )
 
 
 def test_fixed_takes_the_given_masks() -> None:
@@ -265,7 +267,9 @@ def test_acdc_is_the_papers_loop() -> None:
                     w.mul_(mask[n])
                     optimizer.state[w]["momentum_buffer"].mul_(mask[n])
             if phase(t + 1) and not phase(t):
-                order = sorted(((-abs(v), n, i) for n, w in weights.items() for i, v in enumerate(w.flatten().tolist())))
+                order = sorted(
+                    ((-abs(v), n, i) for n, w in weights.items() for i, v in enumerate(w.flatten().tolist()))
+                )
                 total = len(order)
                 kept = {(n, i) for _, n, i in order[: total - round(0.8 * total)]}
                 mask = {

@@ -70,7 +70,11 @@ def reference(choose: Any, rate: float, penalty: float, steps: int) -> Any:
         loss.backward()
         optimizer.step()
         score_optimizer.step()
-        yield model, {n: s.detach() for n, s in scores.items()}, {n: choose(s.detach(), t + 1) for n, s in scores.items()}
+        yield (
+            model,
+            {n: s.detach() for n, s in scores.items()},
+            {n: choose(s.detach(), t + 1) for n, s in scores.items()},
+        )
 
 
 def assert_same_runs(run: Sparse, model: nn.Module, scores: dict[str, Tensor], masks: dict[str, Tensor]) -> None:

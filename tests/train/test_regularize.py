@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sc
 import tiny
@@ -27,6 +27,10 @@ from secateur.train.sparse import Sparse
 IMAGE, VECTOR = torch.zeros(1, 3, 8, 8), torch.zeros(1, 6)
 
 
+def value(penalty: Tensor) -> float:
+    return penalty.detach().item()
+
+
 def mlp_unit(model: nn.Module, u: int) -> float:
     """Squared norm of a hidden unit's row, bias and column."""
     row, bias, column = model[0].weight[u], model[0].bias[u], model[2].weight[:, u]
@@ -37,11 +41,11 @@ def test_group_lasso_is_the_sum_of_norms() -> None:
     model = tiny.mlp(6, 10, 4)
     groups = tiny.groups_of(model, VECTOR)
     sizes = [mlp_unit(model, u) ** 0.5 for u in range(10)]
-    assert float(group_lasso(model, groups, 0.5)) == pytest.approx(0.5 * sum(sizes))
+    assert value(group_lasso(model, groups, 0.5)) == pytest.approx(0.5 * sum(sizes))
     assert unit_norms(model, groups)["0:neuron"].tolist() == pytest.approx(sizes)
     gamma = [2 ** (3 * (max(sizes) - s) / (max(sizes) - min(sizes))) for s in sizes]
     weighted = sum(g * s for g, s in zip(gamma, sizes, strict=True))
-    assert float(group_lasso(model, groups, 0.5, alpha=3)) == pytest.approx(0.5 * weighted)
+    assert value(group_lasso(model, groups, 0.5, alpha=3)) == pytest.approx(0.5 * weighted)
 
 
 def test_group_decay_weighs_squared_norms() -> None:
@@ -49,7 +53,7 @@ def test_group_decay_weighs_squared_norms() -> None:
     sizes = [mlp_unit(model, u) for u in range(10)]
     gamma = [2 ** (4 * (max(sizes) - s) / (max(sizes) - min(sizes))) for s in sizes]
     weighted = sum(g * s for g, s in zip(gamma, sizes, strict=True))
-    assert float(group_decay(model, tiny.groups_of(model, VECTOR), 0.1)) == pytest.approx(0.1 * weighted)
+    assert value(group_decay(model, tiny.groups_of(model, VECTOR), 0.1)) == pytest.approx(0.1 * weighted)
 
 
 def test_its_gradient_is_the_unit_vector_and_zero_at_zero() -> None:
@@ -70,7 +74,7 @@ def test_equal_units_weigh_alike() -> None:
         for p in model.parameters():
             p.fill_(0.5)
     groups = tiny.groups_of(model, VECTOR)
-    assert float(group_lasso(model, groups, 1.0, alpha=4)) == pytest.approx(float(group_lasso(model, groups, 1.0)))
+    assert value(group_lasso(model, groups, 1.0, alpha=4)) == pytest.approx(value(group_lasso(model, groups, 1.0)))
 
 
 def test_a_penalised_net_loses_units_that_can_go() -> None:
@@ -143,6 +147,10 @@ def test_what_is_doomed_is_what_masking_zeroes() -> None:
 def test_growth_must_grow(bad: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         growing_l2(sc.Plan({}, {}, {}, {}, {}, {}), **bad)
+
+
+def test_a_penalty_is_not_negative() -> None:
+    model = tiny.mlp(6, 4, 2)
+    groups = tiny.groups_of(model, VECTOR)
     with pytest.raises(ArgumentError):
-        model = tiny.mlp(6, 4, 2)
-        group_lasso(model, tiny.groups_of(model, VECTOR), -1.0)
+        group_lasso(model, groups, -1.0)

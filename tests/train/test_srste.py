@@ -81,8 +81,7 @@ def test_srste_is_the_papers_loop(decay: float) -> None:
 def test_the_decay_shrinks_what_is_masked() -> None:
     sizes = {}
     for decay in (0.0, 0.5):
-        for run in trained(srste(PATTERN, decay), 100):
-            pass
+        *_, run = trained(srste(PATTERN, decay), 100)
         sizes[decay] = sum(float((run.memory[f"dense.{n}"] * ~m).abs().sum()) for n, m in run.masks.masks.items())
     assert sizes[0.5] < 0.5 * sizes[0.0]
 
