@@ -62,37 +62,3 @@ def select(
         mine = None if alive is None else alive[name]
         masks[name] = pattern.select(s, pattern.count(tuple(s.shape), wanted[name]), mine)
     return masks
-
-
-def erk(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
-    """Erdős–Rényi kernels: density ``min(1, eps sum(shape) / prod(shape))``, one ``eps`` for all (arXiv:1911.11134).
-
-    Of a matrix this is ``eps (n_in + n_out) / (n_in n_out)`` (SET, arXiv:1707.04780).
-
-    Example:
-        >>> import torch
-        >>> erk({"a": torch.zeros(10, 10), "b": torch.zeros(40, 40)}, 0.5)
-        {'a': 100, 'b': 750}
-    """
-    size = {n: s.numel() for n, s in saliency.items()}
-    shape_sum = {n: float(sum(s.shape)) for n, s in saliency.items()}  # density times size, over eps
-    left = sum(size.values()) - round(sparsity * sum(size.values()))
-    counts: dict[str, int] = {}
-    while open_ := [n for n in size if n not in counts]:
-        budget = left - sum(counts.values())
-        eps = budget / sum(shape_sum[n] for n in open_)
-        largest = max(shape_sum[n] / size[n] for n in open_)
-        if eps * largest <= 1:
-            counts |= _shared({n: eps * shape_sum[n] for n in open_}, budget, size)
-            break
-        counts |= {n: size[n] for n in open_ if shape_sum[n] / size[n] == largest}
-    return {n: counts[n] for n in size}
-
-
-def _shared(wanted: Mapping[str, float], total: int, size: Mapping[str, int]) -> dict[str, int]:
-    """Whole numbers next to these that sum to the total: the largest remainders are rounded up."""
-    counts = {n: min(int(w), size[n]) for n, w in wanted.items()}
-    by_remainder = sorted(wanted, key=lambda n: counts[n] - wanted[n])
-    for n in by_remainder[: total - sum(counts.values())]:
-        counts[n] += 1
-    return counts

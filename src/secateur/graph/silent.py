@@ -19,7 +19,7 @@ from secateur.graph.axes import Axis
 from secateur.graph.couple import Groups
 from secateur.graph.statistics import kept_in
 from secateur.graph.zeros import Flags, Zeros, is_followed
-from secateur.types import Bools, Group
+from secateur.types import Bools, Group, Ints
 
 
 def silent(groups: Groups, group: Group, tensors: Mapping[str, Tensor]) -> Bools:
@@ -54,7 +54,7 @@ def _zero(group: Group, tensors: Mapping[str, Tensor]) -> Bools:
     return np.stack(columns, 1)
 
 
-def _unheard(groups: Groups, group: Group, signature: Bools, units: Bools) -> bool:
+def _unheard(groups: Groups, group: Group, signature: Bools, units: Ints) -> bool:
     """Whether units with zeros in just these slices can go, by the graph alone."""
     axes = copy.copy(groups._axes)
     axes.pins = []  # those of the coupling hold anyway
@@ -81,6 +81,6 @@ def _free_of_statistics(groups: Groups, group: Group, out: Bools) -> bool:
     mask = ~out
     mask[0] |= not mask.any()
     try:
-        return mask.all() or not kept_in(groups, groups.axes({group.name: mask}))
+        return bool(mask.all()) or not kept_in(groups, groups.axes({group.name: mask}))
     except PlanError:
         return False

@@ -170,8 +170,8 @@ def _dynamic(
         run.masks.put(masks)
         return True
 
-    about = {"sparsity": sparsity, "end": end, "every": every, "fraction": fraction, "seed": seed}
-    about["density"] = _named(density)
+    settings = {"sparsity": sparsity, "end": end, "every": every, "fraction": fraction, "seed": seed}
+    about = {**settings, "density": _named(density)}
     return Method(name, lambda run: _start(run, sparsity, density, seed), before, about=about)
 
 

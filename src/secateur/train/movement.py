@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def soft_movement(penalty: float, rate: float = 1.0, threshold: float = -2.2) ->
 
 
 def _moving(
-    name: str, choose: Callable[[Sparse], None], learn: Callable[[Sparse], None], about: dict[str, object]
+    name: str, choose: Callable[[Sparse], None], learn: Callable[[Sparse], None], about: Mapping[str, Any]
 ) -> Method:
     def start(run: Sparse) -> None:
         run.memory |= {f"score.{n}": torch.zeros_like(w, dtype=torch.float32) for n, w in run.masks.weights.items()}
