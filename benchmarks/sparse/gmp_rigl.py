@@ -31,7 +31,7 @@ from secateur.train.sparse import Method, Sparse
 
 EXPERIMENT = "gmp_rigl"
 SEEDS, SPARSITY = (0, 1, 2), 0.98
-EPOCHS, BATCH, RATE, EVERY = 4, 128, 0.2, 50
+EPOCHS, BATCH, RATE, EVERY = 4, 128, 0.2, 100
 
 
 def network(seed: int) -> nn.Sequential:

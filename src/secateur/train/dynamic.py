@@ -15,8 +15,8 @@ from secateur.digest import digest_of
 from secateur.errors import ArgumentError
 from secateur.score.criteria import magnitude
 from secateur.score.weights import saliency
-from secateur.train.schedule import Schedule
-from secateur.train.sparse import Method, Sparse
+from secateur.train.schedule import Schedule, about
+from secateur.train.sparse import Method, Sparse, named
 from secateur.types import Criterion
 
 
@@ -33,19 +33,33 @@ def gmp(
         schedule: step -> sparsity, such as `cubic`. every: steps between two updates.
         criterion: one that needs no data. pattern, density: as in `sc.sparsify`.
 
+    Raises:
+        ArgumentError: every is no whole number of at least 1.
+
     Example:
         >>> gmp(lambda step: 0.9).name
         'gmp'
     """
+    if not isinstance(every, int) or every < 1:
+        raise ArgumentError(f"every must be a whole number of steps, at least 1, got {every!r}")
 
     def update(run: Sparse) -> None:
         sparsity = schedule(run.step)
-        if run.step % every == 0 and sparsity > run.masks.sparsity:
-            scores = saliency(run.model, criterion, run.masks.weights)
-            run.masks.put(select(scores, sparsity, pattern, density, alive=run.masks.masks))
+        if run.step % every or sparsity <= (schedule(run.step - every) if run.step else 0.0):
+            return
+        alive = run.masks.masks
+        scores = _last(saliency(run.model, criterion, run.masks.weights), alive)
+        run.masks.put(select(scores, sparsity, pattern, density, alive=alive))
 
-    about = {"criterion": criterion.name, "pattern": pattern.name, "every": every}
-    return Method("gmp", update, after=update, about=about)
+    told = {"schedule": about(schedule), "criterion": criterion.name, "pattern": pattern.name, "every": every}
+    return Method("gmp", update, after=update, about={**told, "density": named(density)})
+
+
+def _last(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores in which all that is gone ranks below all that is left: what counts over layers needs it."""
+    least = min(float(s.min()) for s in scores.values())
+    low = least - max(1.0, abs(least))
+    return {name: s.masked_fill(~alive[name], low) for name, s in scores.items()}
 
 
 def fixed(masks: Mapping[str, Tensor]) -> Method:
@@ -61,8 +75,8 @@ def fixed(masks: Mapping[str, Tensor]) -> Method:
         >>> Sparse(net, optimizer, fixed({"weight": torch.eye(2, dtype=torch.bool)})).masks.sparsity
         0.5
     """
-    about = {"masks": digest_of(sorted((name, mask.cpu()) for name, mask in masks.items()))}
-    return Method("fixed", lambda run: run.masks.put(masks), about=about)
+    told = {"masks": digest_of(sorted((name, mask.cpu()) for name, mask in masks.items()))}
+    return Method("fixed", lambda run: run.masks.put({**run.masks.masks, **masks}), about=told)
 
 
 def static(sparsity: float, density: Densities = erk, seed: int = 0) -> Method:
@@ -77,8 +91,8 @@ def static(sparsity: float, density: Densities = erk, seed: int = 0) -> Method:
         0
     """
     check_sparsity(sparsity)
-    about = {"sparsity": sparsity, "density": _named(density), "seed": seed}
-    return Method("static", lambda run: _start(run, sparsity, density, seed), about=about)
+    told = {"sparsity": sparsity, "density": named(density), "seed": seed}
+    return Method("static", lambda run: _start(run, sparsity, density, seed), about=told)
 
 
 def cosine(fraction: float, end: int) -> Callable[[int], float]:
@@ -171,8 +185,8 @@ def _dynamic(
         return True
 
     settings = {"sparsity": sparsity, "end": end, "every": every, "fraction": fraction, "seed": seed}
-    about = {**settings, "density": _named(density)}
-    return Method(name, lambda run: _start(run, sparsity, density, seed), before, about=about)
+    told = {**settings, "density": named(density)}
+    return Method(name, lambda run: _start(run, sparsity, density, seed), before, about=told)
 
 
 def _start(run: Sparse, sparsity: float, density: Densities, seed: int) -> None:
@@ -196,7 +210,3 @@ def _draw(run: Sparse) -> dict[str, Tensor]:
 def _gradients(run: Sparse) -> dict[str, Tensor]:
     """Of every weight that took part in the step."""
     return {n: w.grad.abs() for n, w in run.masks.weights.items() if w.grad is not None}
-
-
-def _named(density: Densities) -> str:
-    return getattr(density, "__name__", type(density).__name__)

@@ -11,9 +11,9 @@ from torch import Tensor
 from secateur.choose.density import Densities, even, select
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.errors import ArgumentError
-from secateur.train.schedule import Schedule
+from secateur.train.schedule import Schedule, about
 from secateur.train.shadow import put_back_, remember, remembered
-from secateur.train.sparse import Method, Sparse
+from secateur.train.sparse import Method, Sparse, named
 
 
 def movement(
@@ -39,8 +39,8 @@ def movement(
     def choose(run: Sparse) -> None:
         run.masks.put(select(_scores(run), schedule(run.step), pattern, density))
 
-    about = {"pattern": pattern.name, "density": getattr(density, "__name__", type(density).__name__), "rate": rate}
-    return _moving("movement", choose, lambda run: _learn(run, rate, None), about)
+    told = {"schedule": about(schedule), "pattern": pattern.name, "density": named(density), "rate": rate}
+    return _moving("movement", choose, lambda run: _learn(run, rate, None), told)
 
 
 def soft_movement(penalty: float, rate: float = 1.0, threshold: float = -2.2) -> Method:
@@ -66,12 +66,12 @@ def soft_movement(penalty: float, rate: float = 1.0, threshold: float = -2.2) ->
     def choose(run: Sparse) -> None:
         run.masks.put({n: s > threshold for n, s in _scores(run).items()})
 
-    about = {"penalty": penalty, "rate": rate, "threshold": threshold}
-    return _moving("soft_movement", choose, lambda run: _learn(run, rate, penalty), about)
+    told = {"penalty": penalty, "rate": rate, "threshold": threshold}
+    return _moving("soft_movement", choose, lambda run: _learn(run, rate, penalty), told)
 
 
 def _moving(
-    name: str, choose: Callable[[Sparse], None], learn: Callable[[Sparse], None], about: Mapping[str, Any]
+    name: str, choose: Callable[[Sparse], None], learn: Callable[[Sparse], None], told: Mapping[str, Any]
 ) -> Method:
     def start(run: Sparse) -> None:
         run.memory |= {f"score.{n}": torch.zeros_like(w, dtype=torch.float32) for n, w in run.masks.weights.items()}
@@ -86,7 +86,7 @@ def _moving(
         remember(run)
         choose(run)
 
-    return Method(name, start, before, after, about, shadowed=True)
+    return Method(name, start, before, after, told, shadowed=True)
 
 
 def _scores(run: Sparse) -> dict[str, Tensor]:

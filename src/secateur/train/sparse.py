@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import ArgumentError
 from secateur.score.weights import prunable
 from secateur.train.masks import Masks
+from secateur.train.names import bare, own, skipped, unscale_
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,20 @@ class Method:
 class Sparse:
     """Keeps a model sparse, and more so as a method says, while its optimizer steps.
 
-    Three lines in a loop of one's own: make it, train as ever, ``strip()``.
+    Three lines in a loop of one's own: make it, train as ever, ``strip()``. Steps that a gradient scaler leaves out
+    do not count, nor do the parts of an accumulated gradient. Average weights: ``sparse.masks.follow(average)``.
 
     Args:
-        model: trained by ``optimizer``. method: such as `gmp`. weights: name -> parameter; `sc.prunable` by default.
+        model: trained by ``optimizer``; it may be compiled, distributed or sharded.
+        optimizer: any; it may be wrapped by Accelerate. method: such as `gmp`.
+        weights: name -> parameter; `sc.prunable` by default.
 
     Attributes:
-        step: optimizer steps done. masks: the masks as they are. memory: what the method remembers, saved with it.
+        model: the model without wrappers. optimizer: the one that steps. step: optimizer steps done.
+        masks: the masks as they are. memory: what the method remembers, name -> tensor, saved with it.
+
+    Raises:
+        PlanError: one of the weights is not the model's. ArgumentError: no optimizer, or no method.
 
     Example:
         >>> from secateur.train.dynamic import gmp
@@ -67,34 +76,110 @@ class Sparse:
         method: Method,
         weights: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
-        self.model, self.optimizer, self.method = model, optimizer, method
-        chosen = prunable(model) if weights is None else dict(weights)
-        self.masks = Masks(model, {n: torch.ones_like(p, dtype=torch.bool) for n, p in chosen.items()})
+        if not isinstance(method, Method):
+            raise ArgumentError(f"method must be a Method, such as gmp(cubic(0.9, 0, 1000)), got {method!r}")
+        self.model, self.optimizer, self.method = bare(model), own(optimizer), method
+        chosen = prunable(self.model) if weights is None else dict(weights)
+        full = {n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in chosen.items()}
+        self.masks = Masks(model, full)
         self.step = 0
         self.memory: dict[str, Tensor] = {}
+        self._untouched = {n: (w.detach().clone(), w._version) for n, w in self.masks.weights.items()}
         method.start(self)
         self.masks.apply_()
+        now = self.masks.weights
+        touched = {n: w for n, (w, version) in self._untouched.items() if now[n]._version != version}
+        self._untouched = {n: (w, now[n]._version) for n, w in touched.items()}
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._before()),
-            optimizer.register_step_post_hook(lambda *_: self._after()),
+            self.optimizer.register_step_pre_hook(lambda *_: self._before()),
+            self.optimizer.register_step_post_hook(lambda *_: self._after()),
         ]
 
     def _before(self) -> None:
-        if self.method.before is not None and self.method.before(self):
+        self._untouched = {}
+        if self.method.before is None or skipped(self.optimizer):
+            return
+        unscale_(self.optimizer)
+        if self.method.before(self):
             for w in self.masks.weights.values():
                 w.grad = None
 
     def _after(self) -> None:
+        if skipped(self.optimizer):
+            return
         self.step += 1
         if self.method.after is not None:
             self.method.after(self)
+        if self.method.shadowed:
+            self.masks.apply_()
+        else:
+            self.masks.after_(self.optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to go on from, beside the model's and the optimizer's own: plain data and tensors."""
+        return {
+            "step": self.step,
+            "masks": self.masks.state_dict(),
+            "memory": {n: t.detach().clone() for n, t in self.memory.items()},
+            "method": {"name": self.method.name, "about": _plain(self.method.about)},
+            "optimizer": type(self.optimizer).__name__,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; the model and the optimizer load theirs before this or after it.
+
+        Raises:
+            ArgumentError: it is of another method, schedule, optimizer class or choice of weights, or no such state.
+            PlanError: its masks do not fit the model. Nothing is changed in either case.
+        """
+        lacking = {"step", "masks", "memory", "method", "optimizer"} - set(state)
+        if lacking:
+            raise ArgumentError(f"this is no state of a sparse training: it lacks {sorted(lacking)}")
+        mine = self.state_dict()
+        there = {"optimizer": state["optimizer"], "method": state["method"]["name"], **state["method"]["about"]}
+        here = {"optimizer": mine["optimizer"], "method": mine["method"]["name"], **mine["method"]["about"]}
+        differ = [k for k in sorted(there.keys() | here.keys()) if _plain(there.get(k)) != here.get(k)]
+        if differ:
+            told = "; ".join(f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in differ)
+            raise ArgumentError(f"the state is of another training ({told}): make this one alike, or start anew")
+        if state["masks"].keys() != mine["masks"].keys():
+            other = sorted(state["masks"].keys() ^ mine["masks"].keys())
+            raise ArgumentError(f"the state masks other weights, {other[:10]}: give the same weights=")
+        self.masks.put(state["masks"])
+        self._give_back_()
+        self.step = int(state["step"])
+        self.memory = {
+            n: t.detach().clone().to(self.memory[n].device if n in self.memory else t.device)
+            for n, t in state["memory"].items()
+        }
         self.masks.apply_()
-        if not self.method.shadowed:
-            self.masks.quiet_(self.optimizer)
+
+    @torch.no_grad()
+    def _give_back_(self) -> None:
+        """Undo what the first masks did to weights that were loaded before."""
+        for name, (before, version) in self._untouched.items():
+            w = self.masks.weights[name]
+            if w._version == version and w.shape == before.shape:
+                w.copy_(before)
+        self._untouched = {}
 
     def strip(self) -> nn.Module:
-        """Let go of the optimizer; the zeros stay in the model, which is returned."""
+        """Let go of the optimizer; the zeros stay in the model, which is returned as it was given."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         return self.masks.strip()
+
+
+def _plain(value: Any) -> Any:
+    """As it reads after JSON: tuples are lists, keys are text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def named(function: Any) -> str:
+    """What a function goes by in what made a method."""
+    return getattr(function, "__qualname__", None) or repr(function)
