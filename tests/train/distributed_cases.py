@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     for case in CASES:
+        begun = time.perf_counter()
         case(rank, folder)
-        print("OK", case.__name__, flush=True)
+        print(f"OK {case.__name__}\n{time.perf_counter() - begun:.1f} s", flush=True)
     dist.destroy_process_group()

@@ -65,6 +65,8 @@ class SparseCallback(TrainerCallback):  # type: ignore[misc]
         """The sparsity, beside what the trainer logs."""
         if self.sparse is not None and logs is not None:
             logs["sparsity"] = self.sparse.masks.sparsity
+            if state.log_history:
+                state.log_history[-1].setdefault("sparsity", logs["sparsity"])  # a copy, made before this
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Let go of the optimizer; the zeros stay."""
