@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from digits import accuracy, digits, network, zeros
 from secateur.train.callbacks.accelerate import prepare
+from secateur.train.dynamic import gmp
 from secateur.train.schedule import cubic
-from secateur.train.sparse import gmp
 
 
 def main(epochs: int = 12) -> tuple[float, float]:

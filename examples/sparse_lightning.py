@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from digits import accuracy, digits, network, zeros
 from secateur.train.callbacks.lightning import SparseCallback
+from secateur.train.dynamic import gmp
 from secateur.train.schedule import cubic
-from secateur.train.sparse import gmp
 
 
 class Classifier(pl.LightningModule):

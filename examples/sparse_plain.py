@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from digits import accuracy, digits, network, zeros
+from secateur.train.dynamic import gmp
 from secateur.train.schedule import cubic
-from secateur.train.sparse import Sparse, gmp
+from secateur.train.sparse import Sparse
 
 
 def main(epochs: int = 12) -> tuple[float, float]:

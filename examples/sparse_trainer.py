@@ -12,8 +12,8 @@ from transformers import Trainer, TrainingArguments
 
 from digits import accuracy, digits, network, zeros
 from secateur.train.callbacks.huggingface import SparseCallback
+from secateur.train.dynamic import gmp
 from secateur.train.schedule import cubic
-from secateur.train.sparse import gmp
 
 
 class Classifier(nn.Module):

@@ -18,12 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from secateur.choose.density import ranked
 from secateur.errors import PlanError
+from secateur.train.dynamic import gmp
 from secateur.train.masks import Masks
 from secateur.train.names import whole
 from secateur.train.ranks import everyone
 from secateur.train.saved import load_sparse, save_sparse
 from secateur.train.schedule import cubic
-from secateur.train.sparse import Method, Sparse, gmp
+from secateur.train.sparse import Method, Sparse
 
 STEPS = 1000
 

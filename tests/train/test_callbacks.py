@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from secateur.errors import ArgumentError, FormatError
 from secateur.train.callbacks import accelerate as with_accelerate
 from secateur.train.callbacks.logging import log_sparsity
+from secateur.train.dynamic import gmp
 from secateur.train.masks import Masks
 from secateur.train.schedule import cubic, one_shot
-from secateur.train.sparse import Sparse, gmp
+from secateur.train.sparse import Sparse
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from secateur.choose.density import ranked
 from secateur.errors import ArgumentError, FormatError, PlanError
+from secateur.train.dynamic import gmp
 from secateur.train.saved import load_sparse, save_sparse
 from secateur.train.schedule import Schedule, cubic, linear, one_shot
-from secateur.train.sparse import Method, Sparse, gmp
+from secateur.train.sparse import Method, Sparse
 from secateur.types import Criterion, Weighing
 
 Making = Callable[[Any], torch.optim.Optimizer]

@@ -17,7 +17,7 @@ def save_sparse(folder: Path | str, sparse: Sparse) -> Path:
     Example:
         >>> import tempfile, torch
         >>> from secateur.train.schedule import one_shot
-        >>> from secateur.train.sparse import gmp
+        >>> from secateur.train.dynamic import gmp
         >>> net = torch.nn.Linear(4, 4)
         >>> sparse = Sparse(net, torch.optim.SGD(net.parameters(), lr=0.1), gmp(one_shot(0.5)))
         >>> folder = tempfile.mkdtemp()

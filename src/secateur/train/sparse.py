@@ -9,15 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.choose.density import Densities, even, select
-from secateur.choose.patterns import Pattern, unstructured
 from secateur.errors import ArgumentError
-from secateur.score.criteria import magnitude
-from secateur.score.weights import prunable, saliency
+from secateur.score.weights import prunable
 from secateur.train.masks import Masks
 from secateur.train.names import bare, own, skipped, unscale_
-from secateur.train.schedule import Schedule, about
-from secateur.types import Criterion
 
 
 @dataclass(frozen=True)
@@ -31,6 +26,7 @@ class Method:
             out the step of the masked weights (their gradients are set to None).
         after: ``(run)``: after the step and before the masks are applied again.
         about: what made it, as plain data: two runs go on from each other only if these are equal.
+        shadowed: weights go on learning while they are masked (shadow.py): what the optimizer remembers of them stays.
     """
 
     name: str
@@ -38,6 +34,7 @@ class Method:
     before: Callable[[Sparse], bool] | None = None
     after: Callable[[Sparse], None] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    shadowed: bool = False
 
 
 class Sparse:
@@ -59,6 +56,7 @@ class Sparse:
         PlanError: one of the weights is not the model's. ArgumentError: no optimizer, or no method.
 
     Example:
+        >>> from secateur.train.dynamic import gmp
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         >>> sparse = Sparse(net, optimizer, gmp(lambda step: min(0.5, step / 10)))
@@ -113,7 +111,10 @@ class Sparse:
         self.step += 1
         if self.method.after is not None:
             self.method.after(self)
-        self.masks.after_(self.optimizer)
+        if self.method.shadowed:
+            self.masks.apply_()
+        else:
+            self.masks.after_(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from, beside the model's and the optimizer's own: plain data and tensors."""
@@ -180,43 +181,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def gmp(
-    schedule: Schedule,
-    every: int = 1,
-    criterion: Criterion = magnitude,
-    pattern: Pattern = unstructured,
-    density: Densities = even,
-) -> Method:
-    """Gradual magnitude pruning: every so many steps the least salient weights go for good (arXiv:1710.01878).
-
-    Args:
-        schedule: step -> sparsity, such as `cubic`. every: steps between two updates.
-        criterion: one that needs no data. pattern, density: as in `sc.sparsify`.
-
-    Raises:
-        ArgumentError: every is no whole number of at least 1.
-    """
-    if not isinstance(every, int) or every < 1:
-        raise ArgumentError(f"every must be a whole number of steps, at least 1, got {every!r}")
-
-    def update(run: Sparse) -> None:
-        sparsity = schedule(run.step)
-        if run.step % every or sparsity <= (schedule(run.step - every) if run.step else 0.0):
-            return
-        alive = run.masks.masks
-        scores = _last(saliency(run.model, criterion, run.masks.weights), alive)
-        run.masks.put(select(scores, sparsity, pattern, density, alive=alive))
-
-    told = {"schedule": about(schedule), "criterion": criterion.name, "pattern": pattern.name, "every": every}
-    return Method("gmp", update, after=update, about={**told, "density": _name(density)})
-
-
-def _last(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores in which all that is gone ranks below all that is left: what counts over layers needs it."""
-    least = min(float(s.min()) for s in scores.values())
-    low = least - max(1.0, abs(least))
-    return {name: s.masked_fill(~alive[name], low) for name, s in scores.items()}
-
-
-def _name(function: Any) -> str:
+def named(function: Any) -> str:
+    """What a function goes by in what made a method."""
     return getattr(function, "__qualname__", None) or repr(function)

@@ -38,7 +38,7 @@ def prepare(
     Example:
         >>> from accelerate import Accelerator
         >>> from secateur.train.schedule import one_shot
-        >>> from secateur.train.sparse import gmp
+        >>> from secateur.train.dynamic import gmp
         >>> net = nn.Linear(8, 8)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> net, optimizer, sparse = prepare(Accelerator(cpu=True), net, optimizer, method=gmp(one_shot(0.5)))

@@ -38,7 +38,7 @@ class SparseCallback(TrainerCallback):  # type: ignore[misc]
 
     Example:
         >>> from secateur.train.schedule import cubic
-        >>> from secateur.train.sparse import gmp
+        >>> from secateur.train.dynamic import gmp
         >>> callback = SparseCallback(gmp(cubic(0.9, start=100, end=900), every=50))
         >>> # Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
     """

@@ -32,7 +32,7 @@ class SparseCallback(Callback):  # type: ignore[misc]
 
     Example:
         >>> from secateur.train.schedule import cubic
-        >>> from secateur.train.sparse import gmp
+        >>> from secateur.train.dynamic import gmp
         >>> callback = SparseCallback(gmp(cubic(0.9, start=100, end=900), every=50))
         >>> # lightning.pytorch.Trainer(callbacks=[callback]).fit(module, data)
     """
