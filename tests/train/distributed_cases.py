@@ -22,7 +22,7 @@ from secateur.train.dynamic import gmp
 from secateur.train.masks import Masks
 from secateur.train.names import whole
 from secateur.train.ranks import everyone
-from secateur.train.saved import load_sparse, save_sparse
+from secateur.train.saved import load_training, save_training
 from secateur.train.schedule import cubic
 from secateur.train.sparse import Method, Sparse
 
@@ -164,13 +164,13 @@ def sharded_method(rank: int, folder: Path) -> None:
     optimizer = torch.optim.SGD(half.parameters(), lr=0.05, momentum=0.9)
     run = Sparse(half, optimizer, gmp(cubic(0.8, 0, 20)))
     train_(half, optimizer, range(10), [rank])
-    save_sparse(folder / f"half{rank}", run)
+    save_training(folder / f"half{rank}", run)
     weights, moments = half.state_dict(), optimizer.state_dict()
     again = sharded_net()
     again.load_state_dict(weights)
     optimizer = torch.optim.SGD(again.parameters(), lr=0.05, momentum=0.9)
     run = Sparse(again, optimizer, gmp(cubic(0.8, 0, 20)))
-    load_sparse(folder / f"half{rank}", run)
+    load_training(folder / f"half{rank}", run)
     optimizer.load_state_dict(moments)
     train_(again, optimizer, range(10, 25), [rank])
     for a, b in zip(model.parameters(), again.parameters(), strict=True):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from secateur.choose.density import ranked
 from secateur.errors import ArgumentError, FormatError, PlanError
 from secateur.train.dynamic import gmp
-from secateur.train.saved import load_sparse, save_sparse
+from secateur.train.saved import load_training, save_training
 from secateur.train.schedule import Schedule, cubic, linear, one_shot
 from secateur.train.sparse import Method, Sparse
 from secateur.types import Criterion, Weighing
@@ -158,7 +158,7 @@ def test_going_on_is_bit_for_bit_the_same(
     train_(net, optimizer, range(10))
     file = io.BytesIO()
     torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict(), "sparse": half.state_dict()}, file)
-    save_sparse(tmp_path / "sparse", half)
+    save_training(tmp_path / "sparse", half)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
 
@@ -170,7 +170,7 @@ def test_going_on_is_bit_for_bit_the_same(
     if first == "weights":
         again.load_state_dict(saved["sparse"])
     else:
-        load_sparse(tmp_path / "sparse", again)
+        load_training(tmp_path / "sparse", again)
         net.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     assert again.step == 10
@@ -207,10 +207,10 @@ def test_a_state_of_another_training_is_refused(
     optimizer = sgd(net.parameters())
     run = Sparse(net, optimizer, gmp(cubic(0.8, 2, 15)))
     train_(net, optimizer, range(10))
-    save_sparse(tmp_path, run)
+    save_training(tmp_path, run)
     different = other(small_net())
     before = snapshot(different)
-    for load in (lambda: different.load_state_dict(run.state_dict()), lambda: load_sparse(tmp_path, different)):
+    for load in (lambda: different.load_state_dict(run.state_dict()), lambda: load_training(tmp_path, different)):
         with pytest.raises(ArgumentError, match=says):
             load()
     assert different.step == 0
@@ -229,7 +229,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="lacks"):
         here.load_state_dict(here.model.state_dict())
     with pytest.raises(FormatError, match="holds no state"):
-        load_sparse(tmp_path / "nothing", here)
+        load_training(tmp_path / "nothing", here)
     assert all(torch.equal(a, b) for a, b in zip(snapshot(here), before, strict=True))
 
 

@@ -9,7 +9,7 @@ from secateur.train.sparse import Sparse
 from secateur.train.state import load_state, save_state
 
 
-def save_sparse(folder: Path | str, sparse: Sparse) -> Path:
+def save_training(folder: Path | str, sparse: Sparse) -> Path:
     """Write what `Sparse.state_dict` holds into a folder of its own; a killed write leaves the one before.
 
     The model's weights and the optimizer's state are saved by whoever saves them.
@@ -21,9 +21,9 @@ def save_sparse(folder: Path | str, sparse: Sparse) -> Path:
         >>> net = torch.nn.Linear(4, 4)
         >>> sparse = Sparse(net, torch.optim.SGD(net.parameters(), lr=0.1), gmp(one_shot(0.5)))
         >>> folder = tempfile.mkdtemp()
-        >>> save_sparse(folder, sparse).name
+        >>> save_training(folder, sparse).name
         'state-000000000.safetensors'
-        >>> load_sparse(folder, sparse)
+        >>> load_training(folder, sparse)
     """
     state = sparse.state_dict()
     tensors = {f"{part}/{name}": t for part in ("masks", "memory") for name, t in state[part].items()}
@@ -31,8 +31,8 @@ def save_sparse(folder: Path | str, sparse: Sparse) -> Path:
     return save_state(Path(folder), state["step"], tensors, told)
 
 
-def load_sparse(folder: Path | str, sparse: Sparse) -> None:
-    """Go on from a folder that `save_sparse` wrote to.
+def load_training(folder: Path | str, sparse: Sparse) -> None:
+    """Go on from a folder that `save_training` wrote to.
 
     Raises:
         FormatError: there is nothing, or nothing whole.
@@ -40,7 +40,7 @@ def load_sparse(folder: Path | str, sparse: Sparse) -> None:
     """
     found = load_state(Path(folder))
     if found is None:
-        raise FormatError(f"{folder} holds no state of a sparse training: give the folder that save_sparse wrote to")
+        raise FormatError(f"{folder} holds no state of a sparse training: give the folder that save_training wrote to")
     tensors, told = found
     parts: dict[str, dict[str, object]] = {"masks": {}, "memory": {}}
     for key, t in tensors.items():

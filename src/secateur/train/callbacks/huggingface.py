@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import TargetError
 from secateur.train.ranks import everyone
-from secateur.train.saved import load_sparse, save_sparse
+from secateur.train.saved import load_training, save_training
 from secateur.train.sparse import Method, Sparse
 
 try:
@@ -56,12 +56,12 @@ class SparseCallback(TrainerCallback):  # type: ignore[misc]
         model = given["model"]
         self.sparse = Sparse(model, given["optimizer"], self.method, self.weights, everyone(model))
         if state.global_step:
-            load_sparse(_of(self.resume or _checkpoint(args, state)), self.sparse)
+            load_training(_of(self.resume or _checkpoint(args, state)), self.sparse)
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Save beside the trainer's own files."""
         if self.sparse is not None and state.is_world_process_zero:
-            save_sparse(_of(_checkpoint(args, state)), self.sparse)
+            save_training(_of(_checkpoint(args, state)), self.sparse)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **given: Any) -> None:
         """The sparsity, beside what the trainer logs."""
