@@ -59,7 +59,10 @@ def stable_sort(scores: dict[str, Tensor], keep: int) -> list[Tensor]:
     whole = torch.cat([s.reshape(-1) for s in scores.values()])
     mask = torch.zeros(whole.numel(), dtype=torch.bool)
     mask[whole.sort(descending=True, stable=True).indices[:keep]] = True
-    return [m.reshape(s.shape) for m, s in zip(mask.split(EACH), scores.values(), strict=False)]
+    return [
+        m.reshape(s.shape)
+        for m, s in zip(mask.split([s.numel() for s in scores.values()]), scores.values(), strict=True)
+    ]
 
 
 CASES: dict[str, Callable[[dict[str, Tensor], int], list[Tensor]]] = {

@@ -79,10 +79,13 @@ def test_masks_are_nested_and_never_take_what_is_dead(values: list[float], data:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [64, 1 << 19])
+@pytest.mark.parametrize("by_torch", [False, True])
 def test_many_scores_with_ties_of_every_type(
-    dtype: torch.dtype, device: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, device: str, chunk: int, by_torch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
+    if by_torch:  # the way of other devices
+        monkeypatch.setattr(module, "_plain", lambda s: s)
     torch.manual_seed(0)
     scores = (torch.randn(60, 50) * 4).to(dtype)
     scores[::7] = scores[::7].round()

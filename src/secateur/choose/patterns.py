@@ -171,23 +171,27 @@ def block(rows: int, columns: int, remainder: Remainder = None) -> Pattern:
         _check_count(name, kept, count(tuple(scores.shape), kept))
         matrix, (down, right), rest = grid(tuple(scores.shape))
 
-        def blocks(whole: Tensor) -> Tensor:  # a view, (down, rows, right, columns)
-            inner = whole.reshape(matrix)[: down * rows, : right * columns]
-            view: Tensor = inner.unflatten(1, (right, columns)).unflatten(0, (down, rows))
-            return view
+        def blocks(whole: Tensor) -> Tensor:
+            return _blocks(whole.reshape(matrix), (down, rows), (right, columns))
 
         sums = blocks(scores.detach()).sum((1, 3), dtype=torch.float64)
-        lives = None
-        if alive is not None:
-            lives = blocks(alive).all(3).all(1)
-            outside = alive.reshape(matrix)
-            _check_dense(name, outside[down * rows :])
-            _check_dense(name, outside[:, right * columns :])
+        lives = None if alive is None else blocks(alive).all(3).all(1)
+        for edge in (
+            () if alive is None else (alive.reshape(matrix)[down * rows :], alive.reshape(matrix)[:, right * columns :])
+        ):
+            _check_dense(name, edge)
         mask = torch.ones(matrix, dtype=torch.bool, device=scores.device)
         blocks(mask).copy_(top(sums, (kept - rest) // size, lives)[:, None, :, None])
         return mask.reshape(scores.shape)
 
     return Pattern(name, count, select)
+
+
+def _blocks(matrix: Tensor, down: tuple[int, int], right: tuple[int, int]) -> Tensor:
+    """A view of the whole blocks of a matrix, (blocks down, rows, blocks right, columns)."""
+    inner = matrix[: math.prod(down), : math.prod(right)]
+    view: Tensor = inner.unflatten(1, right).unflatten(0, down)
+    return view
 
 
 def _best(groups: Tensor, n: int, alive: Tensor | None) -> Tensor:

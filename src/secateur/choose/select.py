@@ -1,20 +1,26 @@
 """The largest of many, by count: exact, stable, and no copy of what is chosen from.
 
-The smallest score that is kept is found by radix selection: floats become integers of the same order, and their
-digits are counted, 16 bits at a time, over chunks that fit a cache. Two passes for 32 bits, four for 64.
+The smallest score that is kept is found by radix selection: the bits of the floats are counted, 16 at a time from the
+highest, over chunks that fit a cache. Two passes for 32 bits, four for 64. On a CPU this is numpy's work on one core:
+torch would start its threads for every chunk, and on a busy machine they wait for each other longer than they work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.errors import PlanError
 
-CHUNK = 1 << 19
-"""Scores looked at together: what is beside the scores and the mask fits in some ten times as many bytes."""
+Chunk: TypeAlias = Any
+"""A numpy array on a CPU, a tensor elsewhere."""
+
+CHUNK = 1 << 18
+"""Scores looked at together."""
 
 SMALL = 1 << 15
 """So few scores are sorted: counting digits costs as much as sorting these."""
@@ -41,7 +47,8 @@ def top(scores: Tensor, keep: int, alive: Tensor | None = None) -> Tensor:
         return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if scores.numel() <= SMALL:
         return _by_sorting(values[0], keep, None if lives is None else lives[0]).reshape(scores.shape)
-    edge, above, equal = _edge(values, keep, lives)
+    edge = _edge(values, keep, lives)
+    above, equal = _compared(values, edge, lives)
     return _mask(values[0], edge, keep - above, equal, None if lives is None else lives[0]).reshape(scores.shape)
 
 
@@ -70,10 +77,10 @@ def top_counts(scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | No
         assert flat is not None
         parts = _by_sorting(flat, keep, mine).split([s.numel() for s in values])
         return [int(p.sum()) for p in parts]
-    edge, above, _ = _edge(values, keep, lives)
-    counts, left = [], keep - above
-    for i, s in enumerate(values):
-        more, same = _compared([s], edge, None if lives is None else [lives[i]])
+    edge = _edge(values, keep, lives)
+    found = [_compared([s], edge, None if lives is None else [lives[i]]) for i, s in enumerate(values)]
+    counts, left = [], keep - sum(more for more, _ in found)
+    for more, same in found:
         counts.append(more + min(same, left))
         left -= min(same, left)
     return counts
@@ -102,7 +109,7 @@ def top_per_row(scores: Tensor, keep: int, alive: Tensor | None = None) -> Tenso
         raise PlanError(f"cannot keep {keep} weights of row {row}: {int(fewest[row])} of its {columns} are alive")
     if keep in (0, columns) or scores.numel() == 0:
         return torch.full(scores.shape, keep > 0, dtype=torch.bool, device=scores.device)
-    step = max(1, 8 * CHUNK // columns)
+    step = max(1, 16 * CHUNK // columns)
     parts = []
     for at in range(0, rows, step):
         s = _exact(scores[at : at + step].detach())
@@ -132,7 +139,10 @@ def check_scores(scores: Tensor) -> None:
     """
     if not scores.dtype.is_floating_point:
         raise PlanError(f"scores are {scores.dtype}; expected floats: give scores.float()")
-    bad = sum(c.numel() - int(torch.isfinite(c).sum()) for c in _flat(scores).split(_step(scores)))
+    bad = sum(
+        len(c) - _number(np.isfinite(c) if isinstance(c, np.ndarray) else c.isfinite())
+        for c in _chunks([_flat(scores)])
+    )
     if bad:
         raise PlanError(
             f"{bad} of {scores.numel()} scores are NaN or inf and cannot be ranked: check the weights and the data "
@@ -170,57 +180,70 @@ def _by_sorting(s: Tensor, keep: int, alive: Tensor | None) -> Tensor:
     return mask
 
 
-def _chunks(values: Sequence[Tensor], lives: Sequence[Tensor] | None) -> Iterator[Tensor]:
+def _chunks(values: Sequence[Tensor], lives: Sequence[Tensor] | None = None) -> Iterator[Chunk]:
     """What is alive, piece by piece, as floats of 32 or 64 bits."""
     for i, s in enumerate(values):
         step = _step(s)
         for at in range(0, s.numel(), step):
-            c = s[at : at + step]
-            yield _exact(c if lives is None else c[lives[i][at : at + step]])
+            c = _plain(_exact(s[at : at + step]))
+            yield c if lives is None else c[_plain(lives[i][at : at + step])]
 
 
 def _step(s: Tensor) -> int:
-    return CHUNK if s.device.type == "cpu" else 32 * CHUNK  # a launch costs more than a cache miss
+    return CHUNK if s.device.type == "cpu" else 64 * CHUNK  # a launch costs more than a cache miss
 
 
-def _edge(values: Sequence[Tensor], keep: int, lives: Sequence[Tensor] | None) -> tuple[float, int, int]:
-    """The ``keep``-th largest value, how many are larger, and how many equal it."""
-    wide = values[0].dtype == torch.float64
-    ints, bits = (torch.int64, 64) if wide else (torch.int32, 32)
-    left, prefix, found = keep, 0, 0
+def _plain(s: Tensor) -> Chunk:
+    return s.numpy() if s.device.type == "cpu" else s
+
+
+def _number(mask: Chunk) -> int:
+    return int(np.count_nonzero(mask)) if isinstance(mask, np.ndarray) else int(mask.sum())
+
+
+def _edge(values: Sequence[Tensor], keep: int, lives: Sequence[Tensor] | None) -> float:
+    """The ``keep``-th largest value."""
+    bits = 64 if values[0].dtype == torch.float64 else 32
+    left, prefix, upward = keep, 0, np.arange(1 << 16)
     for shift in range(bits - 16, -1, -16):
-        counts = torch.zeros(1 << 16, dtype=torch.int64, device=values[0].device)
+        counts = np.zeros(1 << 16, np.int64)
         for c in _chunks(values, lives):
-            keys = _keys(c, ints)
-            if shift == bits - 16:
-                digits = (keys >> shift).add_(1 << 15)
-            else:
-                digits = (keys[(keys >> (shift + 16)) == prefix] >> shift).bitwise_and_(0xFFFF)
-            counts += torch.bincount(digits, minlength=1 << 16).to(counts.device)
-        counts = counts.cpu()
-        larger = counts.flip(0).cumsum(0).flip(0)  # as large or larger, by digit
-        digit = int((larger >= left).nonzero()[-1])
-        found = int(counts[digit])
-        left -= int(larger[digit]) - found
-        prefix = (prefix << 16) + digit - (1 << 15 if shift == bits - 16 else 0)
-    key = prefix if prefix >= 0 else prefix ^ ((1 << (bits - 1)) - 1)
-    edge = float(torch.tensor([key], dtype=ints).view(torch.float64 if wide else torch.float32))
-    return edge, keep - left, found
+            counts += _digits(c, bits, shift, prefix)
+        if shift == bits - 16:  # negative floats come first, and the smaller the larger their other bits
+            order = np.concatenate([upward[:0x7FFF:-1], upward[:0x8000]])
+        else:
+            order = upward[::-1] if prefix >> (bits - shift - 17) else upward
+        ranked = counts[order]
+        reached = ranked[::-1].cumsum()[::-1]  # so many are as large or larger
+        at = int(np.flatnonzero(reached >= left)[-1])
+        left -= int(reached[at] - ranked[at])
+        prefix = (prefix << 16) + int(order[at])
+    return float(np.array([prefix], f"u{bits // 8}").view(f"f{bits // 8}")[0])
 
 
-def _keys(c: Tensor, ints: torch.dtype) -> Tensor:
-    """Integers of the same order; -0.0 and 0.0 are one."""
-    bits = (c + 0.0).view(ints)
-    sign = bits >> (31 if ints == torch.int32 else 63)
-    return bits.bitwise_xor_(sign.bitwise_and_((1 << (31 if ints == torch.int32 else 63)) - 1))
+def _digits(c: Chunk, bits: int, shift: int, prefix: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How often each 16 bits at ``shift`` occur behind the higher bits ``prefix``."""
+    first = shift == bits - 16
+    if isinstance(c, np.ndarray):
+        raw = c.view(f"u{bits // 8}")
+        if not first:
+            raw = raw[(raw >> (shift + 16)) == prefix]
+        return np.bincount(((raw >> shift) & 0xFFFF).astype(np.int64), minlength=1 << 16)
+    raw = c.view(torch.int64 if bits == 64 else torch.int32)
+    if not first:
+        signed = prefix - (1 << (bits - shift - 16)) if prefix >> (bits - shift - 17) else prefix
+        raw = raw[(raw >> (shift + 16)) == signed]
+    found: np.ndarray[tuple[int], np.dtype[np.int64]]
+    found = torch.bincount((raw >> shift) & 0xFFFF, minlength=1 << 16).cpu().numpy()
+    return found
 
 
 def _compared(values: Sequence[Tensor], edge: float, lives: Sequence[Tensor] | None) -> tuple[int, int]:
     """How many are larger than the edge, and how many equal it."""
     more = same = 0
     for c in _chunks(values, lives):
-        more += int((c > edge).sum())
-        same += int((c == edge).sum())
+        more += _number(c > edge)
+        same += _number(c == edge)
     return more, same
 
 
@@ -228,13 +251,14 @@ def _mask(s: Tensor, edge: float, room: int, equal: int, alive: Tensor | None) -
     """What is larger than the edge, and the first ``room`` of what equals it."""
     mask = torch.empty(s.numel(), dtype=torch.bool, device=s.device)
     step = _step(s)
-    for at in range(0, s.numel(), step):
-        c, out = _exact(s[at : at + step]), mask[at : at + step]
-        torch.ge(c, edge, out=out)
+    for at, c in zip(range(0, s.numel(), step), _chunks([s]), strict=True):
+        out = _plain(mask[at : at + step])
+        out[:] = c >= edge
         if alive is not None:
-            out &= alive[at : at + step]
+            out &= _plain(alive[at : at + step])
         if room < equal:  # not all that are equal: the earlier ones
-            ties = (out & (c == edge)).nonzero()[:, 0]
+            tied = out & (c == edge)
+            ties = np.flatnonzero(tied) if isinstance(tied, np.ndarray) else tied.nonzero()[:, 0]
             out[ties[max(room, 0) :]] = False
             room, equal = room - len(ties), equal - len(ties)
     return mask

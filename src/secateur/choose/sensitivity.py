@@ -35,8 +35,8 @@ def sensitivity(
 ) -> dict[str, dict[float, float]]:
     """Error curves by ablation: ``curve[sparsity] = evaluate(model with this one weight made so sparse)``.
 
-    ``evaluate`` is called ``1 + weights x sparsities`` times; every weight is put back bit by bit, also if it raises.
-    With a path, every value is on disk once it is known, and a later call goes on from there.
+    ``evaluate`` is called ``1 + weights x sparsities`` times; every weight is put back bit by bit, also if it raises,
+    and with a path every value is on disk once it is known: a later call goes on from there.
 
     Args:
         model: changed only while ``evaluate`` runs. evaluate: the loss, lower is better, called without gradients; it
@@ -68,29 +68,21 @@ def sensitivity(
     file = None if path is None else Path(path)
     about = {"format": FORMAT, "model": model_hash(model), "criterion": criterion.name, "pattern": pattern.name}
     known = _read(file, about)
+    missing = [(n, s) for n in weights for s in asked if s not in known.get(n, {})]
+    scores = saliency(model, criterion, weights, stats) if missing else {}
 
-    def value(name: str, sparsity: float) -> float:
-        curve = known.setdefault(name, {})
-        if sparsity not in curve:
-            with torch.no_grad():
-                curve[sparsity] = _finite(evaluate(model), name, sparsity)
-            _write(file, about, known)
-        return curve[sparsity]
+    def measure(name: str, sparsity: float) -> None:
+        with torch.no_grad():
+            found = _finite(evaluate(model), name, sparsity)
+        known.setdefault(name, {})[sparsity] = found
+        _write(file, about, known)
 
-    dense = value("", 0.0)  # the same of all
-    curves: dict[str, dict[float, float]] = {}
-    scores: Mapping[str, Tensor] | None = None
-    for name, weight in weights.items():
-        curves[name] = {0.0: dense}
-        for sparsity in asked:
-            if sparsity not in known.get(name, {}):
-                if scores is None:
-                    scores = saliency(model, criterion, weights, stats)
-                mask = _mask(name, scores[name], sparsity, pattern)
-                with _without(weight, mask):
-                    value(name, sparsity)
-            curves[name][sparsity] = known[name][sparsity]
-    return curves
+    if not known.get(""):
+        measure("", 0.0)  # the same of all
+    for name, sparsity in missing:
+        with _without(weights[name], _mask(name, scores[name], sparsity, pattern)):
+            measure(name, sparsity)
+    return {name: {0.0: known[""][0.0], **{s: known[name][s] for s in asked}} for name in weights}
 
 
 class _without:

@@ -7,7 +7,7 @@ A masked position is zero in the weights. Linear layers, products and functions 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from secateur.graph.axes import Axes, Axis
@@ -52,15 +52,20 @@ _CHANNEL_NORMS = frozenset(
 _LAYER_NORMS = frozenset(["native_layer_norm", "_fused_rms_norm", "rms_norm"])
 _RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 _ZEROS = frozenset(("zeros", "new_zeros", "zeros_like"))
+_SOFTMAX = frozenset(("_softmax", "_log_softmax", "_safe_softmax"))
 _WEIGHTED = frozenset(("linear convolution _convolution cudnn_convolution mkldnn_convolution conv2d").split())
 
 
 class Zeros:
-    """Follows, call by call, where values are zero, and pins what may not be summed over."""
+    """Follows, call by call, where values are zero, and pins what may not be summed over.
 
-    def __init__(self, axes: Axes) -> None:
+    ``known``: flags of tensors that are not zero wherever something of them is removed.
+    """
+
+    def __init__(self, axes: Axes, known: Mapping[int, Flags] | None = None) -> None:
         self.axes = axes
         self._flags: dict[int, Flags] = {index: [True] * len(axes.ids[index]) for index in axes.names}
+        self._flags |= known or {}
         self._base: dict[int, int] = {}  # a view -> what it views
         self._spoilt: set[int] = set()  # written in place with something that is not zero
 
@@ -203,6 +208,15 @@ class Zeros:
             self.axes.pin(_WHY, self.axes[x][i], self.axes[y][j])
 
 
+def is_followed(call: Call) -> bool:
+    """Whether zeros are followed through this op by what goes in, and not by what the op is known to do with weights.
+
+    Those that are not multiply and add inside, where nothing here looks.
+    """
+    op = call.op.removeprefix("aten::")
+    return call.pointwise or op.removesuffix("_") in _FOLLOWED or op in _FOLLOWED
+
+
 def _any(axes: Sequence[Axis] | None) -> bool:
     if axes is not None:
         for a in axes:
@@ -270,7 +284,8 @@ def _weighted(zeros: Zeros, call: Call) -> Flags:
 def _attention(zeros: Zeros, call: Call) -> Flags:
     zeros.contracts(call["query"], 3, call["key"], 3)
     _, head, _, depth = zeros(call["value"])
-    return [False, head, False, depth]
+    own = call["query"].shape[1] == call["value"].shape[1]  # several queries to a value: one that goes leaves it
+    return [False, head and own, False, depth]
 
 
 _CONTRACTIONS: dict[str, Any] = {
@@ -287,3 +302,8 @@ _CONTRACTIONS: dict[str, Any] = {
         _attention,
     ),
 }
+
+_FOLLOWED = frozenset(
+    {*_KEEPS, *_SUMS, *_PRODUCTS, *_CHANNEL_NORMS, *_LAYER_NORMS, *_ZEROS, *_SOFTMAX, *_CONTRACTIONS}
+    | {"cat", "concat", "stack", "embedding", "constant_pad_nd", "masked_fill"}
+)

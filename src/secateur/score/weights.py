@@ -86,6 +86,7 @@ def saliency(
         raise DataError(f"criterion {criterion.name} needs calibration data: stats = sc.gather(model, batches, ...)")
     with torch.no_grad():
         found = how.score(model, weights, stats)
+    found = {n: s.full_tensor() if hasattr(s, "full_tensor") else s for n, s in found.items()}  # sharded over ranks
     for name, s in found.items():
         if s.shape != weights[name].shape or not bool(torch.isfinite(s).all()):
             bad = int((~torch.isfinite(s)).sum())
