@@ -14,7 +14,7 @@ from secateur.choose import density as densities
 from secateur.choose import patterns
 from secateur.choose.density import Densities, check_sparsity
 from secateur.choose.patterns import Pattern
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, PlanError
 from secateur.evidence.report import write_report
 from secateur.export.sparse import save_sparse
 from secateur.run import assemble
@@ -92,7 +92,10 @@ def pattern(text: str) -> Pattern:
         name, match = ("nm", groups) if groups else ("block", block)
         assert match is not None
         make: Callable[[int, int], Pattern] = resolve(name, _of(patterns, (name,)), "pattern")
-        return make(int(match[1]), int(match[2]))
+        try:
+            return make(int(match[1]), int(match[2]))
+        except PlanError as error:
+            raise ArgumentError(f"pattern {text!r}: {error}") from error
     if ":" in text and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text):
         raise ArgumentError(f"pattern {text!r} is not one: write {_WRITTEN}")
     found = resolve(text, _of(patterns, PATTERNS), "pattern")
