@@ -56,7 +56,7 @@ def test_the_run_file_in_the_documents_is_valid(tmp_path):
 
 def test_names_that_the_documents_use_are_public():
     for page in PAGES:
-        for name in re.findall(r"\bsc\.([a-zA-Z_]+)", page.read_text()):
+        for name in re.findall(r"\bsc\.([a-zA-Z_0-9]+)", page.read_text()):
             assert hasattr(sc, name), f"{page.name}: sc.{name}"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.score.weights import gather, prunable, saliency
+from secateur.score.weights import calibrate_weights, prunable, saliency
 from secateur.types import Criterion
 
 
@@ -18,7 +18,7 @@ def weighed(
 ) -> dict[str, Tensor]:
     """Saliency of a model's weights, its statistics gathered from the data."""
     chosen = prunable(net) if weights is None else weights
-    return saliency(net, criterion, chosen, gather(net, data, criterion, chosen))
+    return saliency(net, criterion, chosen, calibrate_weights(net, data, criterion, chosen))
 
 
 def cross_entropy(output: Tensor, targets: Tensor, generator: Any) -> Tensor:

@@ -2,9 +2,15 @@
 
 from secateur.choose.allocate import allocate, global_, knapsack, knapsack_with, uniform
 from secateur.choose.costs import macs, nbytes, params
+from secateur.choose.density import erk, even, owl, ranked, uniform_plus
 from secateur.choose.depth import drop_layers
 from secateur.choose.effect import by_effect
+from secateur.choose.patterns import Pattern, balanced, block, nm, per_row, unstructured
+from secateur.choose.permute import permute_, permute_for
 from secateur.choose.plan import make_plan, random_plan
+from secateur.choose.sensitivity import sensitivity
+from secateur.choose.tables import by_sensitivity, by_table
+from secateur.choose.zeros import zero_units
 from secateur.errors import (
     ArgumentError,
     BudgetError,
@@ -21,8 +27,10 @@ from secateur.evidence.report import read_report, report_schema, to_json, to_tab
 from secateur.evidence.verify import verify
 from secateur.export.checkpoint import load
 from secateur.export.huggingface import save_pretrained
+from secateur.export.masks import save_masks
 from secateur.export.onnx import to_onnx
 from secateur.export.plans import load_plan, save_plan
+from secateur.export.sparse import load_masks, load_sparse, save_sparse
 from secateur.graph.couple import Groups, couple
 from secateur.graph.depth import Layer, layers
 from secateur.graph.record import trace
@@ -31,6 +39,7 @@ from secateur.graph.rules import EXPERT_RULES, RESIDUAL_RULES, RULES
 from secateur.graph.surgery import apply, apply_, apply_to_optimizer_, masked
 from secateur.run.pipeline import Result, prune
 from secateur.run.saving import save
+from secateur.run.sparsify import SparseResult, sparsify
 from secateur.score.calibrate import calibrate
 from secateur.score.criteria import (
     bn_scale,
@@ -51,15 +60,54 @@ from secateur.score.criteria import (
     unnormalized,
 )
 from secateur.score.depth import block_influence
+from secateur.score.gradients import exact_diagonal, hutchinson, squared_gradient
+from secateur.score.weigh_fisher import obert, woodfisher, woodfisher_update, woodfisher_with
+from secateur.score.weigh_flow import synflow
+from secateur.score.weigh_gradient import (
+    fisher,
+    fisher_with,
+    grasp,
+    grasp_with,
+    obd,
+    obd_with,
+    snip,
+    snip_with,
+    taylor_second,
+    taylor_second_with,
+)
+from secateur.score.weigh_inputs import ria, ria_with, wanda
+from secateur.score.weigh_plain import lamp
+from secateur.score.weights import calibrate_weights, prunable, saliency
 from secateur.targets.eager import eager, with_threads
 from secateur.targets.latency import latency
 from secateur.targets.measure import compare, measure, measure_models
 from secateur.targets.onnxruntime import onnxruntime
+from secateur.train import schedule as schedule
+from secateur.train.acdc import acdc, alternating
+from secateur.train.callbacks.logging import log_sparsity
 from secateur.train.distill import distill
+from secateur.train.dynamic import fixed, gmp, rigl, sparse_evolution, static
 from secateur.train.losses import cosine_loss, kl_logits, pair_similarity_loss, relative_mse
+from secateur.train.masks import Masks, from_torch_prune, to_torch_prune
+from secateur.train.movement import movement, soft_movement
 from secateur.train.recalibrate import recalibrate_bn
 from secateur.train.recovery import History, Recovery, finetune
 from secateur.train.refit import refit
+from secateur.train.regularize import group_decay, group_lasso, growing_l2, residue, unit_norms, vanished
+from secateur.train.rewind import (
+    across_layers,
+    fine_tune,
+    layerwise,
+    random_init,
+    rewind_learning_rate,
+    rewind_to,
+    shuffled_mask,
+)
+from secateur.train.saved import load_training, save_training
+from secateur.train.sparse import Method, Sparse
+from secateur.train.srste import asp, srste
+from secateur.train.threshold import learned_threshold
+from secateur.train.tickets import Tickets, tickets
 from secateur.types import Artefact, Budget, Cost, Criterion, Limits, Measurement, Plan, Report, Row, Scores, Target
 
 __all__ = [
@@ -81,7 +129,10 @@ __all__ = [
     "History",
     "Layer",
     "Limits",
+    "Masks",
     "Measurement",
+    "Method",
+    "Pattern",
     "Plan",
     "PlanError",
     "Recovery",
@@ -90,36 +141,70 @@ __all__ = [
     "Row",
     "Scores",
     "SecateurError",
+    "Sparse",
+    "SparseResult",
     "Target",
     "TargetError",
+    "Tickets",
     "TraceError",
+    "acdc",
+    "across_layers",
     "allocate",
+    "alternating",
     "apply",
     "apply_",
     "apply_to_optimizer_",
+    "asp",
+    "balanced",
+    "block",
     "block_influence",
     "bn_scale",
     "by_cost",
     "by_effect",
     "by_max",
     "by_mean",
+    "by_sensitivity",
+    "by_table",
     "calibrate",
+    "calibrate_weights",
     "compare",
     "cosine_loss",
     "couple",
     "distill",
     "drop_layers",
     "eager",
+    "erk",
+    "even",
+    "exact_diagonal",
+    "fine_tune",
     "finetune",
+    "fisher",
+    "fisher_with",
+    "fixed",
     "fpgm",
+    "from_torch_prune",
     "global_",
+    "gmp",
+    "grasp",
+    "grasp_with",
+    "group_decay",
+    "group_lasso",
+    "growing_l2",
+    "hutchinson",
     "kl_logits",
     "knapsack",
     "knapsack_with",
+    "lamp",
     "latency",
     "layers",
+    "layerwise",
+    "learned_threshold",
     "load",
+    "load_masks",
     "load_plan",
+    "load_sparse",
+    "load_training",
+    "log_sparsity",
     "macs",
     "magnitude",
     "magnitude_l1",
@@ -127,35 +212,81 @@ __all__ = [
     "masked",
     "measure",
     "measure_models",
+    "movement",
     "nbytes",
+    "nm",
+    "obd",
+    "obd_with",
+    "obert",
     "obs",
     "obs_with",
     "onnxruntime",
+    "owl",
     "pair_similarity_loss",
     "params",
+    "per_row",
+    "permute_",
+    "permute_for",
+    "prunable",
     "prune",
     "random",
+    "random_init",
     "random_plan",
+    "ranked",
     "read_report",
     "recalibrate_bn",
     "refit",
     "relative_mse",
     "report_schema",
+    "residue",
+    "rewind_learning_rate",
+    "rewind_to",
+    "ria",
+    "ria_with",
+    "rigl",
+    "saliency",
     "save",
+    "save_masks",
     "save_plan",
     "save_pretrained",
+    "save_sparse",
+    "save_training",
     "score",
+    "sensitivity",
+    "shuffled_mask",
+    "snip",
+    "snip_with",
+    "soft_movement",
+    "sparse_evolution",
+    "sparsify",
+    "squared_gradient",
+    "srste",
+    "static",
+    "synflow",
     "taylor",
     "taylor_abs",
     "taylor_gate",
+    "taylor_second",
+    "taylor_second_with",
     "taylor_with",
+    "tickets",
     "to_json",
     "to_onnx",
     "to_table",
+    "to_torch_prune",
     "trace",
     "uniform",
+    "uniform_plus",
+    "unit_norms",
     "unnormalized",
+    "unstructured",
+    "vanished",
     "verify",
+    "wanda",
     "with_threads",
+    "woodfisher",
+    "woodfisher_update",
+    "woodfisher_with",
     "write_report",
+    "zero_units",
 ]

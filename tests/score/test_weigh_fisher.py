@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from secateur.errors import ArgumentError, DataError, PlanError
 from secateur.score.weigh_fisher import BlockFisher, obert, woodfisher, woodfisher_update, woodfisher_with
-from secateur.score.weights import gather, prunable
+from secateur.score.weights import calibrate_weights, prunable
 from weighing import close, cross_entropy, labelled, smooth, weighed
 
 DATA = labelled(1, 12, 2, 4, 3)
@@ -92,7 +92,7 @@ def test_update_of_one_weight_costs_its_score() -> None:
     net = smooth(4, 6, 3)
     weights = prunable(net)
     criterion = woodfisher_with(1e-2, 8, loss=cross_entropy)
-    stats = gather(net, DATA, criterion, weights)
+    stats = calibrate_weights(net, DATA, criterion, weights)
     scores = criterion.weights.score(net, weights, stats)["0.weight"].reshape(-1)
     w = weights["0.weight"].detach().reshape(-1)
     fisher = dense(gradients(net, "0.weight"), 1e-2, 8)
@@ -119,12 +119,12 @@ def test_samples_are_batches_and_no_more_are_taken() -> None:
     net = smooth(4, 6, 3)
     some = woodfisher_with(1e-2, 8, 5, cross_entropy)
     weights = prunable(net)
-    stats = gather(net, DATA, some, weights)
+    stats = calibrate_weights(net, DATA, some, weights)
     assert {f.n for f in stats.values()} == {5}
     everything = woodfisher_with(1e-2, 8, None, cross_entropy)
-    assert torch.equal(stats["0.weight"].outer, gather(net, DATA[:5], everything, weights)["0.weight"].outer)
+    assert torch.equal(stats["0.weight"].outer, calibrate_weights(net, DATA[:5], everything, weights)["0.weight"].outer)
     drawn = iter(DATA)
-    gather(net, drawn, some, weights)
+    calibrate_weights(net, drawn, some, weights)
     assert len(list(drawn)) == len(DATA) - 5
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from secateur.errors import FormatError, PlanError
-from secateur.export.masks import load_masks, pack, save_masks, unpack
+from secateur.export.masks import pack, read_masks, save_masks, unpack
 from secateur.train.masks import Masks, from_torch_prune, to_torch_prune
 
 STEPS = 1000
@@ -302,7 +302,7 @@ def test_a_file_of_masks(tmp_path: Path) -> None:
     file = save_masks(tmp_path / "masks.safetensors", masks)
     raw = file.read_bytes()
     assert save_masks(tmp_path / "again.safetensors", dict(reversed(masks.masks.items()))).read_bytes() == raw
-    back = load_masks(file)
+    back = read_masks(file)
     assert back.keys() == masks.masks.keys()
     assert all(torch.equal(back[n], m) for n, m in masks.masks.items())
     weights = sum(m.numel() for m in masks.masks.values())
@@ -310,7 +310,7 @@ def test_a_file_of_masks(tmp_path: Path) -> None:
     for broken in (raw[:-3], raw[:-1] + bytes([raw[-1] ^ 1]), b"", raw[:40], b"x" * 100):
         file.write_bytes(broken)
         with pytest.raises(FormatError, match="masks.safetensors"):
-            load_masks(file)
+            read_masks(file)
     with pytest.raises(FormatError, match="expected a bool tensor"):
         save_masks(file, {"w": torch.ones(2)})
 
@@ -325,7 +325,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run([sys.executable, "-c", code, str(file)], env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == -signal.SIGKILL
-    assert load_masks(file)["w"].tolist() == [True, False, True]
+    assert read_masks(file)["w"].tolist() == [True, False, True]
 
 
 def test_from_torch_prune_and_back() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from secateur.calling import named_tensors
@@ -79,6 +78,8 @@ def _dealt(sums: np.ndarray[tuple[int], np.dtype[np.float64]], m: int) -> Ints:
 
 
 def _refined(s: Tensor, start: Ints, n: int, m: int, rounds: int) -> Ints:
+    from scipy.optimize import linear_sum_assignment
+
     whole = len(start) // m * m
     groups = start[:whole].reshape(-1, m).copy()
     kept = -np.inf

@@ -29,17 +29,17 @@ class HasMasks(Protocol):
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Bits of a bool tensor, row-major, eight a byte, the first in the lowest bit: uint8 of ``ceil(n / 8)``.
+    """Bits of a bool tensor, row-major, eight a byte, the first in the highest bit: uint8 of ``ceil(n / 8)``.
 
     Example:
         >>> pack(torch.tensor([True, False, True]))
-        tensor([5], dtype=torch.uint8)
+        tensor([160], dtype=torch.uint8)
     """
     flat = mask.reshape(-1)
     rows = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
     out = torch.zeros(len(rows), dtype=torch.uint8, device=mask.device)
     for bit in range(8):
-        out |= rows[:, bit].to(torch.uint8) << bit
+        out |= rows[:, bit].to(torch.uint8) << (7 - bit)
     return out
 
 
@@ -50,7 +50,7 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
         FormatError: there are too few or too many bytes for the shape, or bits are set beyond its end.
 
     Example:
-        >>> unpack(torch.tensor([5], dtype=torch.uint8), (3,))
+        >>> unpack(torch.tensor([160], dtype=torch.uint8), (3,))
         tensor([ True, False,  True])
     """
     n = math.prod(shape)
@@ -58,7 +58,7 @@ def unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise FormatError(f"a mask of shape {shape} takes {-(-n // 8)} bytes, got {bits.dtype} {tuple(bits.shape)}")
     rows = torch.empty(len(bits), 8, dtype=torch.bool, device=bits.device)
     for bit in range(8):
-        rows[:, bit] = (bits >> bit) & 1
+        rows[:, bit] = (bits >> (7 - bit)) & 1
     flat = rows.reshape(-1)
     if bool(flat[n:].any()):
         raise FormatError(f"a mask of shape {shape} has bits set beyond its end")
@@ -77,7 +77,7 @@ def save_masks(path: Path | str, masks: Mapping[str, Tensor] | HasMasks) -> Path
     Example:
         >>> import tempfile
         >>> file = save_masks(tempfile.mkdtemp() + "/masks.safetensors", {"weight": torch.eye(3, dtype=torch.bool)})
-        >>> int(load_masks(file)["weight"].sum())
+        >>> int(read_masks(file)["weight"].sum())
         3
     """
     held = masks if isinstance(masks, Mapping) else masks.state_dict()
@@ -92,14 +92,14 @@ def save_masks(path: Path | str, masks: Mapping[str, Tensor] | HasMasks) -> Path
     return path
 
 
-def load_masks(path: Path | str) -> dict[str, Tensor]:
+def read_masks(path: Path | str) -> dict[str, Tensor]:
     """Read masks back, on the CPU: give them to `sc.Masks` with their model.
 
     Raises:
         FormatError: the file is missing, damaged, or holds no masks.
 
     Example:
-        >>> load_masks("nowhere.safetensors")
+        >>> read_masks("nowhere.safetensors")
         Traceback (most recent call last):
         secateur.errors.FormatError: nowhere.safetensors cannot be read as masks (FileNotFoundError: ...
     """

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,9 @@ from torch import Tensor, nn
 from secateur.errors import FormatError, PlanError
 from secateur.export.atomic import new_folder, write_bytes
 from secateur.export.checkpoint import Factory, build, distinct_state, file_hash, load_state_, unsaved
+from secateur.export.masks import pack as pack_bits
+from secateur.export.masks import read_masks
+from secateur.export.masks import unpack as unpack_bits
 
 FORMAT, VERSION = "secateur-sparse", 1
 HEADER, TENSORS = "sparse.json", "sparse.safetensors"
@@ -45,8 +47,7 @@ def pack(tensor: Tensor, keep: Tensor) -> Packed:
         >>> packed.mask, packed.values
         (tensor([64], dtype=torch.uint8), tensor([5.]))
     """
-    flat = keep.reshape(-1)
-    return Packed(torch.from_numpy(np.packbits(flat.numpy())), tensor.reshape(-1)[flat])
+    return Packed(pack_bits(keep), tensor.reshape(-1)[keep.reshape(-1)])
 
 
 def unpack(packed: Packed, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -59,13 +60,10 @@ def unpack(packed: Packed, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         >>> unpack(Packed(torch.tensor([64], dtype=torch.uint8), torch.tensor([5.0])), (3,))[0]
         tensor([0., 5., 0.])
     """
-    size = int(np.prod(shape, dtype=np.int64))
-    if packed.mask.dtype != torch.uint8 or packed.mask.numel() != -(-size // 8):
-        raise FormatError(f"its mask has {packed.mask.numel()} bytes, {-(-size // 8)} are needed for shape {shape}")
-    bits = np.unpackbits(packed.mask.numpy())
-    keep = torch.from_numpy(bits[:size].astype(bool))
-    if bits[size:].any() or int(keep.sum()) != packed.values.numel():
-        raise FormatError(f"its mask keeps {int(bits.sum())} entries, and there are {packed.values.numel()} values")
+    keep = unpack_bits(packed.mask, shape).reshape(-1)
+    if int(keep.sum()) != packed.values.numel():
+        raise FormatError(f"its mask keeps {int(keep.sum())} entries, and there are {packed.values.numel()} values")
+    size = keep.numel()
     out = torch.zeros(size, dtype=packed.values.dtype)
     out[keep] = packed.values
     return out.reshape(shape), keep.reshape(shape)
@@ -175,9 +173,9 @@ def load_sparse(path: Path | str, model_or_factory: Factory | nn.Module | Any = 
 
 
 def load_masks(path: Path | str) -> dict[str, Tensor]:
-    """The masks of a folder that `save_sparse` wrote: name -> bool, those that it was given.
+    """The masks in a file that `save_masks` wrote, or in a folder of `save_sparse`: name -> bool, on the CPU.
 
-    Without any given, those of all matrices and kernels that are stored sparse.
+    Of a folder: those that it was given, or else those of all matrices and kernels that are stored sparse.
 
     Raises:
         FormatError: a file is missing or damaged.
@@ -190,6 +188,8 @@ def load_masks(path: Path | str) -> dict[str, Tensor]:
         tensor(4)
     """
     folder = Path(path)
+    if not folder.is_dir():
+        return read_masks(folder)
     header, stored = _read(folder)
     found = {}
     for name, entry in header["tensors"].items():

@@ -127,8 +127,8 @@ def _of(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Those of the names that are there: public ones, and the module's own."""
     import secateur
 
-    found = {n: getattr(module, n) for n in names if hasattr(module, n)}
-    return {**found, **{n: getattr(secateur, n) for n in names if hasattr(secateur, n)}}
+    public = {n: getattr(secateur, n) for n in names if hasattr(secateur, n)}
+    return {**public, **{n: getattr(module, n) for n in names if hasattr(module, n)}}
 
 
 def execute_sparse(

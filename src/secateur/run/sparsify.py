@@ -21,7 +21,7 @@ from secateur.evidence.sparse import sparse_report
 from secateur.run.pipeline import Quality, figures
 from secateur.score.calibrate import quiet_eval
 from secateur.score.criteria import magnitude
-from secateur.score.weights import gather, prunable, saliency
+from secateur.score.weights import calibrate_weights, prunable, saliency
 from secateur.types import Batches, Criterion, Report
 
 
@@ -125,7 +125,7 @@ def _choose(
     first: dict[str, Tensor] = {}
     for k in range(1, rounds + 1):
         tell("scoring" if rounds == 1 else f"round {k} of {rounds}")
-        scores = saliency(work, criterion, weights, gather(work, data, criterion, weights))
+        scores = saliency(work, criterion, weights, calibrate_weights(work, data, criterion, weights))
         first = first or scores
         part = 1 - (1 - sparsity) ** (k / rounds) if k < rounds else sparsity
         masks = select(scores, part, pattern, density, masks)

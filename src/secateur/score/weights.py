@@ -49,7 +49,9 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatch(n, pattern) for n in (name, module))
 
 
-def gather(model: nn.Module, batches: Batches | None, criterion: Criterion, weights: Mapping[str, Tensor]) -> Any:
+def calibrate_weights(
+    model: nn.Module, batches: Batches | None, criterion: Criterion, weights: Mapping[str, Tensor]
+) -> Any:
     """What a criterion needs to score weights, from one pass over the data; None if it needs none.
 
     Raises:
@@ -83,7 +85,9 @@ def saliency(
     """
     how = _weighing(criterion)
     if how.stat is not None and stats is None:
-        raise DataError(f"criterion {criterion.name} needs calibration data: stats = sc.gather(model, batches, ...)")
+        raise DataError(
+            f"criterion {criterion.name} needs calibration data: stats = sc.calibrate_weights(model, batches, ...)"
+        )
     with torch.no_grad():
         found = how.score(model, weights, stats)
     found = {n: s.full_tensor() if hasattr(s, "full_tensor") else s for n, s in found.items()}  # sharded over ranks
