@@ -115,6 +115,6 @@ def _seconds(seed: int, rounds: int, batch: int, device: str) -> dict[str, list[
     return seconds
 
 
-if __name__ == "__main__":
-    for row in mask_overhead(seeds=(0,), rounds=5, batch=8):
-        print(*row)
+def rows(quick: bool) -> list[Row]:
+    """Of three seeds; a smoke run takes a few small steps of one."""
+    return mask_overhead((0,), rounds=2, batch=2) if quick else mask_overhead()

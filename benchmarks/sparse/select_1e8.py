@@ -1,7 +1,7 @@
 """How long it takes to choose a tenth of a hundred million weights of twenty tensors, and how much memory beside them.
 
-Each case runs in a process of its own, so that the peak memory is its own. ``exact`` says whether just as many were
-chosen as asked for; half of the scores come from a coarse grid, as ties do in practice.
+Each case runs in a process of its own, so that the peak memory is its own. ``kept_over_asked`` is 1 where just as many
+were chosen as asked for; half of the scores come from a coarse grid, as ties do in practice.
 """
 
 from __future__ import annotations
@@ -23,11 +23,6 @@ Row = tuple[str, str, float, str, int | str | None]
 
 TENSORS, EACH, SPARSITY = 20, 5_000_000, 0.9
 THREADS = 2
-
-
-def quick() -> bool:
-    """Whether this is a smoke run."""
-    return os.environ.get("SECATEUR_BENCH_QUICK", "") not in ("", "0")
 
 
 def ours(scores: dict[str, Tensor], keep: int) -> list[Tensor]:
@@ -73,17 +68,17 @@ CASES: dict[str, Callable[[dict[str, Tensor], int], list[Tensor]]] = {
 }
 
 
-def select_1e8() -> list[Row]:
+def rows(quick: bool) -> list[Row]:
     """(case, metric, value, unit, seed): seconds, extra peak memory over the scores' bytes, count kept over asked."""
-    each = 5_000 if quick() else EACH
-    rows: list[Row] = []
+    each = 5_000 if quick else EACH
+    out: list[Row] = []
     for case in CASES:
         environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
         command = [sys.executable, str(Path(__file__).resolve()), case, str(each)]
-        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        found = json.loads(out.splitlines()[-1])
-        rows += [(case, metric, found[metric], unit, 0) for metric, unit in UNITS.items()]
-    return rows
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        found = json.loads(told.splitlines()[-1])
+        out += [(case, metric, found[metric], unit, 0) for metric, unit in UNITS.items()]
+    return out
 
 
 UNITS = {"seconds": "s", "peak_ratio": "", "kept_over_asked": ""}

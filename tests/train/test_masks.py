@@ -292,7 +292,7 @@ def test_packed_bits_are_numpys(shape: list[int], seed: int) -> None:
 
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) > 0.5
     bits = pack(mask)
-    assert bits.tolist() == np.packbits(mask.numpy().reshape(-1), bitorder="little").tolist()
+    assert bits.tolist() == np.packbits(mask.numpy().reshape(-1), bitorder="big").tolist()
     assert torch.equal(unpack(bits, tuple(shape)), mask)
 
 
