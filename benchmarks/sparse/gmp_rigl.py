@@ -1,6 +1,6 @@
 """Training sparse: gradual magnitude pruning, RigL and SET at 98 % sparsity beside fixed random masks.
 
-Three convolutions of 32, 64 and 128 channels on 30,000 images of Fashion-MNIST; the same epochs, data order and learning
+Three convolutions of 32, 64 and 128 channels on 30,000 images of Fashion-MNIST; same epochs, data order and learning
 rates for all, Erdős–Rényi densities wherever it is sparse; nothing moves in the last quarter. ``accuracy`` is that on
 the 10,000 test images after the last step; ``sparsity`` is counted in the trained weights; ``gap`` is over fixed masks,
 in points. Width, epochs and how often RigL moves were chosen on training images that were held out.
