@@ -39,6 +39,7 @@ bench-%: $(VENV)/.ready ## Make one anew: benchmarks/%.py
 
 bench-sparse: $(VENV)/.ready ## Make the figures of sparse weights anew: benchmarks/sparse
 	$(BIN)/python benchmarks/sparse
+	$(BIN)/python benchmarks/_tables.py
 
 zoo: $(ZOO)/.ready ## Cut some 650 models, prove and reload each, beside Torch-Pruning; goes on from where it stopped
 	$(ZOO)/bin/python benchmarks/zoo

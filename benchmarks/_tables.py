@@ -1,4 +1,4 @@
-"""The page of results, docs/results.md, made from the rows of `benchmarks/results/main.csv`.
+"""The page of results, docs/results.md, made from the rows of ``main.csv`` and ``sparse.csv``.
 
 ``python benchmarks/_tables.py`` writes it anew, as ``make bench-NAME`` does at its end.
 """
@@ -6,45 +6,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import _tables_sparse
 from _rows import ROOT, read
+from _table import Table
 from secateur.export.atomic import write_bytes
 
 PAGE = ROOT / "docs" / "results.md"
-
-
-@dataclass(frozen=True)
-class Table:
-    """One experiment. ``cases``: case -> what it is. ``columns``: header -> (metric, format)."""
-
-    experiment: str
-    title: str
-    text: str
-    cases: Mapping[str, str]
-    columns: Mapping[str, tuple[str, str]]
-
-    def lines(self, rows: Sequence[Mapping[str, str]]) -> list[str]:
-        """The table in Markdown: means over the seeds, or the one figure there is; cases without rows are left out."""
-        mine = [row for row in rows if row["experiment"] == self.experiment]
-        seeds = {(row["case"], row["seed"]) for row in mine if row["seed"] != "mean"}
-        figures: dict[tuple[str, str], float] = {}
-        for row in sorted(mine, key=lambda row: row["seed"] == "mean"):  # a mean takes its seeds' place
-            figures[row["case"], row["metric"]] = float(row["value"])
-        out = [
-            f"| {' | '.join(['', *self.columns, 'runs'])} |",
-            f"| {' | '.join(['---'] * (len(self.columns) + 2))} |",
-        ]
-        for case, label in self.cases.items():
-            runs = sum(c == case for c, _ in seeds)
-            cells = [
-                form.format(figures[case, m]) if (case, m) in figures else "–" for m, form in self.columns.values()
-            ]
-            if runs:
-                out.append(f"| {' | '.join([label, *cells, str(runs)])} |")
-        return out
 
 
 MINILM = Table(
@@ -167,9 +136,9 @@ LARGE = Table(
 )
 
 ABOUT = (
-    "Made from the rows of `benchmarks/results/main.csv`, where the machine, the versions and the seeds stand; "
-    "`make bench` makes them anew. Latencies are ratios to the dense model's, timed in one interleaved run; "
-    "figures are means over runs."
+    "Made from the rows of `benchmarks/results/main.csv` and `sparse.csv`, where the machine, the versions and the "
+    "seeds stand; `make bench` makes them anew. Latencies are ratios to the dense model's, timed in one interleaved "
+    "run; figures are means over runs."
 )
 
 TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, LARGE, EXACT)
@@ -177,18 +146,16 @@ TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, LARGE, EXACT)
 
 def page() -> str:
     """The whole page."""
-    rows = read(ROOT / "benchmarks" / "results" / "main.csv")
     out = ["# Results", "", textwrap.fill(ABOUT, 120)]
-    for table in TABLES:
-        lines = table.lines(rows)
-        if len(lines) > 2:
-            text = textwrap.fill(f"{table.text} `make bench-{_script(table)}`", 120)
-            out += ["", f"## {table.title}", "", text, "", *lines]
+    for file, tables in (("main.csv", TABLES), ("sparse.csv", _tables_sparse.TABLES)):
+        rows = read(ROOT / "benchmarks" / "results" / file)
+        for table in tables:
+            lines = table.lines(rows)
+            if len(lines) > 2:
+                target = "sparse" if file == "sparse.csv" else table.experiment.removesuffix("_lite0")
+                text = textwrap.fill(f"{table.text} `make bench-{target}`", 120)
+                out += ["", f"## {table.title}", "", text, "", *lines]
     return "\n".join(out) + "\n"
-
-
-def _script(table: Table) -> str:
-    return table.experiment.removesuffix("_lite0")
 
 
 def write_page(path: Path = PAGE) -> None:

@@ -24,6 +24,7 @@ import _peer
 import _photos
 import _rows
 import _tables
+import _tables_sparse
 from _rows import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,7 +186,16 @@ def test_a_smoke_run_writes_its_rows(script: str, tmp_path: Path) -> None:
         assert max(errors) <= 1e-10
 
 
-def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def test_the_experiments_on_sparse_weights_are_in_the_tables(tmp_path: Path) -> None:
+    done = run("sparse", tmp_path, "mask_overhead")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = _rows.read(tmp_path / "quick.csv")
+    assert {r["case"] for r in found} == {"dense", "secateur", "torch.nn.utils.prune"}
+    files = {f.stem for f in (ROOT / "benchmarks" / "sparse").glob("*.py") if not f.stem.startswith("_")}
+    assert {t.experiment for t in _tables_sparse.TABLES} == files
+
+
+def run(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "SECATEUR_BENCH_QUICK": "1",
@@ -193,5 +203,6 @@ def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])),
     }
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py")]
+    place = ROOT / "benchmarks" / script
+    command = [sys.executable, str(place if place.is_dir() else place.with_suffix(".py")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
