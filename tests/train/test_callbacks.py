@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from secateur.errors import ArgumentError, FormatError
 from secateur.train.callbacks import accelerate as with_accelerate
 from secateur.train.callbacks.logging import log_sparsity
-from secateur.train.dynamic import gmp
+from secateur.train.dynamic import gmp, static
 from secateur.train.masks import Masks
 from secateur.train.schedule import cubic, one_shot
 from secateur.train.sparse import Sparse
@@ -42,6 +42,29 @@ def test_examples_reach_their_sparsity_and_still_read_digits(name: str) -> None:
     accuracy, zeros = importlib.import_module(name).main()
     assert zeros == pytest.approx(0.9, abs=1e-3)
     assert accuracy > 88
+
+
+def test_no_zero_is_refilled_in_a_thousand_steps_of_trainer(tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    import sparse_trainer as example
+    from secateur.train.callbacks.huggingface import SparseCallback
+
+    held = SparseCallback(static(0.9))
+    refilled = []
+
+    class Look(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert held.sparse is not None
+            masks, weights = held.sparse.masks.masks, held.sparse.masks.weights
+            refilled.append(sum(int(w[~masks[n]].count_nonzero()) for n, w in weights.items()))
+
+    run = example.trainer(tmp_path, 1000, held)
+    run.args.weight_decay, run.args.save_strategy = 0.1, "no"
+    run.add_callback(Look())
+    run.train()
+    assert len(refilled) == 1000
+    assert not any(refilled)
 
 
 def assert_equal(one: nn.Module, other: nn.Module) -> None:
