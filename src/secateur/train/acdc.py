@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from secateur.choose.density import Densities, check_sparsity, ranked, select
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.errors import ArgumentError
 from secateur.score.criteria import magnitude
 from secateur.score.weights import saliency
-from secateur.train.sparse import Method, Sparse
+from secateur.train.schedule import about
+from secateur.train.sparse import Method, Sparse, named
 
 
-def alternating(warmup: int, compressed: int, decompressed: int, final: int) -> Callable[[int], bool]:
+@dataclass(frozen=True)
+class Phases:
+    """``step -> whether it is trained sparse``, from `alternating`."""
+
+    warmup: int
+    compressed: int
+    decompressed: int
+    final: int
+
+    def __call__(self, step: int) -> bool:
+        """Whether this step is trained sparse."""
+        turn = (step - self.warmup) % (self.compressed + self.decompressed)
+        return step >= self.final or (step >= self.warmup and turn < self.compressed)
+
+
+def alternating(warmup: int, compressed: int, decompressed: int, final: int) -> Phases:
     """``step -> whether it is trained sparse``: dense, then by turns sparse and dense, sparse from ``final`` on.
 
     Args:
@@ -31,10 +48,7 @@ def alternating(warmup: int, compressed: int, decompressed: int, final: int) -> 
             f"compressed={compressed}, decompressed={decompressed}, final={final}"
         )
 
-    def sparse(step: int) -> bool:
-        return step >= final or (step >= warmup and (step - warmup) % (compressed + decompressed) < compressed)
-
-    return sparse
+    return Phases(warmup, compressed, decompressed, final)
 
 
 def acdc(
@@ -71,5 +85,5 @@ def acdc(
             run.masks.quiet_(run.optimizer)
             run.masks.put({n: m.new_ones(m.shape) for n, m in run.masks.masks.items()})
 
-    about = {"sparsity": sparsity, "pattern": pattern.name}
-    return Method("acdc", start, after=after, about=about)
+    told = {"sparsity": sparsity, "phase": about(phase), "pattern": pattern.name, "density": named(density)}
+    return Method("acdc", start, after=after, about=told)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from secateur.choose.density import Densities, check_sparsity, erk, even, select
+from secateur.choose.density import Densities, check_sparsity, erk, even, select, whole_counts
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.choose.select import top
 from secateur.digest import digest_of
 from secateur.errors import ArgumentError
 from secateur.score.criteria import magnitude
 from secateur.score.weights import saliency
+from secateur.train.names import whole
 from secateur.train.schedule import Schedule, about
 from secateur.train.sparse import Method, Sparse, named
 from secateur.types import Criterion
@@ -48,18 +49,23 @@ def gmp(
         if run.step % every or sparsity <= (schedule(run.step - every) if run.step else 0.0):
             return
         alive = run.masks.masks
-        scores = _last(saliency(run.model, criterion, run.masks.weights), alive)
-        run.masks.put(select(scores, sparsity, pattern, density, alive=alive))
+        scores = saliency(run.model, criterion, run.masks.weights)
+        run.masks.put(select(scores, sparsity, pattern, _within(density, alive), alive=alive))
 
     told = {"schedule": about(schedule), "criterion": criterion.name, "pattern": pattern.name, "every": every}
     return Method("gmp", update, after=update, about={**told, "density": named(density)})
 
 
-def _last(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores in which all that is gone ranks below all that is left: what counts over layers needs it."""
-    least = min(float(s.min()) for s in scores.values())
-    low = least - max(1.0, abs(least))
-    return {name: s.masked_fill(~alive[name], low) for name, s in scores.items()}
+def _within(density: Densities, alive: Mapping[str, Tensor]) -> Densities:
+    """The same, but none above what is left: shares of a smaller total, rounded, can be a weight more than before."""
+    there = {n: int(m.sum()) for n, m in alive.items()}
+
+    def counts(saliency: Mapping[str, Tensor], sparsity: float) -> Mapping[str, int]:
+        wanted = density(saliency, sparsity)
+        held = {n: float(min(k, there[n])) for n, k in wanted.items()}
+        return whole_counts(held, there, min(sum(wanted.values()), sum(there.values())))
+
+    return counts
 
 
 def fixed(masks: Mapping[str, Tensor]) -> Method:
@@ -180,7 +186,7 @@ def _dynamic(
         masks = dict(run.masks.masks)
         for n, g in growth(run).items():
             k = math.floor(moving(run.step) * int(masks[n].sum()))
-            masks[n] = regrown(run.masks.weights[n], g, masks[n], k)
+            masks[n] = regrown(whole(run.masks.weights[n].detach()), g, masks[n], k)
         run.masks.put(masks)
         return True
 
@@ -209,4 +215,4 @@ def _draw(run: Sparse) -> dict[str, Tensor]:
 
 def _gradients(run: Sparse) -> dict[str, Tensor]:
     """Of every weight that took part in the step."""
-    return {n: w.grad.abs() for n, w in run.masks.weights.items() if w.grad is not None}
+    return {n: whole(w.grad).abs() for n, w in run.masks.weights.items() if w.grad is not None}

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ArgumentError
+from secateur.calling import named_tensors
+from secateur.digest import digest_of
+from secateur.errors import ArgumentError, PlanError
 from secateur.graph.couple import Groups
+from secateur.train.names import local, sharded_as
 from secateur.train.sparse import Method, Sparse
 from secateur.types import Bools, Floats, Group, Plan
 
@@ -79,9 +82,9 @@ def vanished(model: nn.Module, groups: Groups, tolerance: float = 1e-3) -> dict[
         >>> int(vanished(net, groups)["0:neuron"].sum())
         8
     """
-    keep = {}
+    keep, found = {}, unit_norms(model, groups)
     for g in groups:
-        norms = unit_norms(model, groups)[g.name]
+        norms = found[g.name]
         order = np.argsort(-norms, kind="stable")
         count = max(int((norms > tolerance * norms.max()).sum()), g.least, 1)
         count = min(g.units, -(-count // g.multiple) * g.multiple)
@@ -127,16 +130,25 @@ def growing_l2(plan: Plan, delta: float = 1e-4, every: int = 5, ceiling: float =
             for name, gone in ((k.removeprefix("gone."), v) for k, v in run.memory.items()):
                 p = parameters[name]
                 if p.grad is not None:
-                    p.grad.add_(p * gone, alpha=strength)
+                    local(p.grad).add_(local(p) * sharded_as(gone, p), alpha=strength)
         return False
 
     about = {"delta": delta, "every": every, "ceiling": ceiling, "removed": plan.removed}
+    about["axes"] = digest_of((f"{name} {dim}", torch.from_numpy(k)) for (name, dim), k in sorted(plan.axes.items()))
     return Method("growing_l2", start, before, about=about)
 
 
 def doomed(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Which entries of which parameters a plan removes: name -> bool tensor, True goes."""
     found: dict[str, Tensor] = {}
+    parameters, buffers = named_tensors(model)
+    for (name, dim), keep in plan.axes.items():
+        shape = tuple(t.shape) if (t := parameters.get(name, buffers.get(name))) is not None else None
+        if shape is None or dim >= len(shape) or shape[dim] != len(keep):
+            raise PlanError(
+                f"the plan cuts axis {dim} of {name} from {len(keep)} positions, which in {type(model).__name__} is "
+                f"{'not there' if shape is None else shape}: give the model that the plan was made for, without a wrapper"
+            )
     for name, p in model.named_parameters():
         for (tensor, dim), keep in plan.axes.items():
             if tensor == name:

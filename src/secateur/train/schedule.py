@@ -52,6 +52,8 @@ def about(schedule: Schedule) -> Any:
         >>> about(lambda step: 0.5)["values"][:3]
         [0.5, 0.5, 0.5]
     """
+    if not callable(schedule):
+        raise ArgumentError(f"schedule must be a function of the step, such as cubic(0.9, 0, 1000), got {schedule!r}")
     if isinstance(schedule, Curve):
         return schedule.about
     record: Any = schedule

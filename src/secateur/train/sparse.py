@@ -86,18 +86,46 @@ class Sparse:
         self.step = 0
         self.memory: dict[str, Tensor] = {}
         self._untouched = {n: (w.detach().clone(), w._version) for n, w in self.masks.weights.items()}
+        sharded = [n for n, w in self.masks.weights.items() if hasattr(w, "device_mesh")]
+        if method.shadowed and sharded:
+            raise ArgumentError(
+                f"{method.name} keeps dense weights of its own, which cannot be sharded yet, and {sharded[:5]} are: take "
+                "gmp, rigl, sparse_evolution, acdc or fixed masks, or a DistributedDataParallel model"
+            )
         method.start(self)
         self.masks.apply_()
         now = self.masks.weights
         touched = {n: w for n, (w, version) in self._untouched.items() if now[n]._version != version}
         self._untouched = {n: (w, now[n]._version) for n, w in touched.items()}
         self._handles = [
-            self.optimizer.register_step_pre_hook(lambda *_: self._before()),
+            self.optimizer.register_step_pre_hook(self._begun),
             self.optimizer.register_step_post_hook(lambda *_: self._after()),
         ]
 
-    def _before(self) -> None:
+    def _begun(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """`_before` once there are gradients: a closure, such as Lightning's, makes them inside the step."""
         self._untouched = {}
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # the first argument is the optimizer
+        if closure is None or self.method.before is None:
+            self._before()
+            return None
+        asked = 0
+
+        def closed() -> Any:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                raise ArgumentError(
+                    f"{type(self.optimizer).__name__} calls its closure more than once in a step, which "
+                    f"{self.method.name} cannot follow: take an optimizer that calls it once"
+                )
+            loss = closure()
+            self._before()
+            return loss
+
+        return (args, {**kwargs, "closure": closed}) if "closure" in kwargs else ((args[0], closed, *args[2:]), kwargs)
+
+    def _before(self) -> None:
         if self.method.before is None or skipped(self.optimizer):
             return
         unscale_(self.optimizer)

@@ -10,7 +10,7 @@ from secateur.errors import ArgumentError
 from secateur.score.criteria import magnitude
 from secateur.score.weights import saliency
 from secateur.train.shadow import put_back_, remember, remembered
-from secateur.train.sparse import Method, Sparse
+from secateur.train.sparse import Method, Sparse, named
 
 
 def srste(pattern: Pattern, decay: float = 2e-4, sparsity: float = 0.0, density: Densities = even) -> Method:
@@ -44,7 +44,7 @@ def srste(pattern: Pattern, decay: float = 2e-4, sparsity: float = 0.0, density:
         remember(run)
         run.masks.put(select(saliency(run.model, magnitude, run.masks.weights), sparsity, pattern, density))
 
-    about = {"pattern": pattern.name, "decay": decay, "sparsity": sparsity}
+    about = {"pattern": pattern.name, "decay": decay, "sparsity": sparsity, "density": named(density)}
     return Method("srste", after, before, after, about, shadowed=True)
 
 
@@ -65,4 +65,4 @@ def asp(pattern: Pattern, sparsity: float = 0.0, density: Densities = even) -> M
     def start(run: Sparse) -> None:
         run.masks.put(select(saliency(run.model, magnitude, run.masks.weights), sparsity, pattern, density))
 
-    return Method("asp", start, about={"pattern": pattern.name, "sparsity": sparsity})
+    return Method("asp", start, about={"pattern": pattern.name, "sparsity": sparsity, "density": named(density)})

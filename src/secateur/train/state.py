@@ -48,7 +48,9 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    for old in states_in(folder)[KEPT:]:
+    found = states_in(folder)
+    later = [p for p in found if p.name > path.name]  # of a training that was given up, or damaged
+    for old in [*later, *[p for p in found if p not in later][KEPT:]]:
         old.unlink(missing_ok=True)
     return path
 

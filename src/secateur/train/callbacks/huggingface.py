@@ -73,6 +73,8 @@ class SparseCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Let go of the optimizer; the zeros stay."""
         if self.sparse is not None:
+            if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                load_training(_of(state.best_model_checkpoint), self.sparse)  # those weights are back, with their zeros
             self.sparse.strip()
 
 
