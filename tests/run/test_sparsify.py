@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import secateur as sc
 from secateur.choose.density import even, ranked
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.digest import model_hash
-from secateur.errors import ArgumentError, DataError
+from secateur.errors import ArgumentError, DataError, PlanError
 from secateur.evidence.report import from_json, to_json, to_table, write_report
 from secateur.run.sparsify import sparsify
 from secateur.score.criteria import fpgm, magnitude
@@ -119,7 +120,7 @@ def test_ignore_and_only_and_the_reasons_for_what_stayed_dense():
     assert list(result.masks) == ["2.weight"]
     reasons = {d["name"]: d["reason"] for d in result.report.sections["stayed_dense"]}
     assert reasons == {
-        "0.weight": "an embedding table",
+        "0.weight": "an embedding, a norm or a position",
         "2.bias": "a bias, a norm or another vector",
         "3.weight": "a bias, a norm or another vector",
         "3.bias": "a bias, a norm or another vector",
@@ -152,7 +153,7 @@ def test_the_report_says_asked_and_exact_and_survives_its_files(tmp_path):
     page = write_report(tmp_path, result.report).read_text()
     assert "Sparsity by weight" in page
     assert "What stayed dense, and why" in page
-    assert "an embedding table" in page
+    assert "an embedding, a norm or a position" in page
     assert to_table(again).row_count == len(again.rows)
 
 
@@ -215,3 +216,73 @@ def test_shared_weights_stay_shared():
     assert result.model.a.weight is result.model.b.weight
     assert list(result.masks) == ["a.weight"]
     assert int((result.model.b.weight == 0).sum()) == 8
+
+
+def test_patterns_run_along_the_inputs_of_weights_that_lie_the_other_way() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    net = nn.Sequential(Conv1D(8, 16), nn.ReLU(), Conv1D(4, 8))  # weights (inputs, outputs)
+    masks = sc.sparsify(net, pattern=sc.nm(2, 4)).masks
+    assert all((m.T.reshape(-1, 4).sum(1) == 2).all() for m in masks.values())
+    masks = sc.sparsify(net, [torch.randn(6, 16)], sc.wanda, sc.per_row, 0.5).masks
+    assert all((m.sum(0) == m.shape[0] // 2).all() for m in masks.values())
+    up = sc.sparsify(nn.ConvTranspose2d(8, 3, 3), pattern=sc.nm(2, 4)).masks["weight"]  # (8 inputs, 3 outputs, 3, 3)
+    assert (up.unflatten(0, (2, 4)).sum(1) == 2).all()
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.norm, self.fc = nn.LayerNorm([5, 8]), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(self.norm(x + self.position + self.token))
+        return out
+
+
+def test_tokens_positions_and_norms_stay_dense() -> None:
+    assert list(sc.prunable(Tokens())) == ["fc.weight"]
+    assert list(sc.sparsify(Tokens(), pattern=sc.nm(2, 4)).masks) == ["fc.weight"]
+    assert "position" in sc.prunable(Tokens(), only=["position", "fc"])
+    with pytest.raises(ArgumentError, match=r"ignore is a list of globs, got the text 'fc': give \['fc'\]"):
+        sc.prunable(Tokens(), ignore="fc")
+
+
+def test_densities_that_ask_for_more_than_is_left_get_what_is_left() -> None:
+    from secateur.choose.density import owl
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4))
+    for rounds in (5, 20):
+        result = sc.sparsify(net, density=owl(), sparsity=0.95, rounds=rounds)
+        total = 64 * 64 + 64 * 4
+        assert sum(int(m.sum()) for m in result.masks.values()) == total - round(0.95 * total)
+
+
+def test_arguments_of_another_kind_are_named() -> None:
+    net = nn.Linear(8, 8)
+    for arguments, words in (
+        ({"pattern": "2:4"}, "pattern is '2:4'; expected a Pattern"),
+        ({"density": "erk"}, "density is 'erk'; expected a function"),
+        ({"pattern": sc.nm(2, 4), "density": sc.erk}, "pattern 2:4 keeps 0.5 of every weight: leave density out"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            sc.sparsify(net, **arguments)
+    with pytest.raises(PlanError, match="the densities gave None; expected a whole number for each"):
+        sc.sparsify(net, density=lambda saliency, sparsity: None)  # type: ignore[arg-type,return-value]
+
+
+def test_float64_weights_are_ranked_as_they_are() -> None:
+    net = nn.Linear(2, 1, bias=False).double()
+    net.weight.data.copy_(torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64))
+    assert sc.sparsify(net, sparsity=0.5).masks["weight"].tolist() == [[False, True]]
+    net.weight.data.copy_(torch.tensor([[1e-300, 1e300]], dtype=torch.float64))
+    assert sc.sparsify(net, sparsity=0.5).masks["weight"].tolist() == [[False, True]]
+
+
+def test_buffers_of_any_type_are_compared_by_their_bits() -> None:
+    net = nn.Linear(4, 4)
+    net.register_buffer("small", torch.zeros(4, dtype=torch.float8_e4m3fn))
+    net.register_buffer("strange", torch.tensor([float("nan"), float("inf")]))
+    assert sc.sparsify(net, sparsity=0.5).report.ok

@@ -254,3 +254,28 @@ def test_bad_losses_and_arguments_say_so() -> None:
         grasp_with(temperature=0)
     with pytest.raises(ArgumentError, match="one probe or more"):
         hutchinson(0)
+
+
+class Told(dict):  # type: ignore[type-arg]
+    """An output with attributes, as transformers have."""
+
+    @property
+    def logits(self) -> Tensor:
+        logits: Tensor = self["logits"]
+        return logits
+
+
+class Tells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Told:
+        return Told(logits=self.fc(x))
+
+
+def test_grasp_leaves_outputs_the_class_they_have() -> None:
+    net = Tells()
+    how = sc.grasp_with(lambda output, targets, generator: output.logits.square().sum())
+    found = sc.sparsify(net, [torch.randn(4, 3)], how, sparsity=0.5)
+    assert int(found.masks["fc.weight"].sum()) == 3

@@ -32,6 +32,9 @@ import digits  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def their_warnings() -> Iterator[None]:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process, one precision: whoever came before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the frameworks' own
         yield

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ticket_recipe as tr
 import torch
 from torch import nn
 
-from secateur.errors import ArgumentError, FormatError
+from secateur.errors import ArgumentError, DataError, FormatError
 from secateur.export.sparse import load_masks, load_sparse
 from secateur.train.rewind import (
     Start,
@@ -254,3 +255,40 @@ def test_pruned_weights_are_zero_in_every_step():
     run.end()
     assert not torch.signbit(model[0].weight[~masks["0.weight"]]).any()
     assert run.step == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("good", "expected a number"),
+        (torch.ones(2), "expected a number"),
+        ({}, "give at least one"),
+        ({"kept": 0.5}, "columns of tickets.csv"),
+    ],
+)
+def test_what_evaluate_may_say(said: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=words):
+        tickets(lambda: nn.Linear(2, 1), lambda model, run: one_step(model, run), lambda m: said, 1, tmp_path / "t")
+
+
+def one_step(model: nn.Module, run: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run.attach(optimizer)
+    for _ in range(run.first_step, 2):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+
+def test_a_training_that_diverged_is_a_row_like_any_other(tmp_path: Path) -> None:
+    found = tickets(lambda: nn.Linear(2, 1), one_step, lambda m: float("nan"), 1, tmp_path / "t", cut=layerwise(0.5))
+    again = tickets(lambda: nn.Linear(2, 1), one_step, lambda m: float("nan"), 1, tmp_path / "t", cut=layerwise(0.5))
+    assert (
+        [r.case for r in again.rows]
+        == [r.case for r in found.rows]
+        == ["ticket", "ticket", "random_init", "shuffled_mask"]
+    )
+    with pytest.raises(ArgumentError, match="seed must be a whole number"):
+        tickets(lambda: nn.Linear(2, 1), one_step, lambda m: 0.0, 1, tmp_path / "u", seed=-1)
+    with pytest.raises(ArgumentError, match=r"such as sc.layerwise\(0.2\)"):
+        tickets(lambda: nn.Linear(2, 1), one_step, lambda m: 0.0, 1, tmp_path / "u", cut=0.2)  # type: ignore[arg-type]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -249,6 +250,7 @@ def select(
     pattern: Pattern = unstructured,
     density: Densities = even,
     alive: Mapping[str, Tensor] | None = None,
+    turned: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Masks, True keeps: exact counts, ties by position.
 
@@ -256,6 +258,7 @@ def select(
         saliency: from `sc.saliency`. sparsity: the fraction removed of all these weights together.
         pattern: which weights go together. density: how much goes where; not asked where the pattern fixes it.
         alive: masks of what is left; what is gone stays gone.
+        turned: names of weights that lie (inputs, outputs), from `turned`: patterns see them the other way.
 
     Raises:
         ArgumentError: the sparsity is not in [0, 1).
@@ -275,16 +278,42 @@ def select(
         wanted = density(saliency if alive is None else _buried(saliency, alive), sparsity)
     else:
         wanted = {n: round(pattern.density * s.numel()) for n, s in saliency.items()}
+    _check_counts(wanted, saliency)
+    if alive is not None and pattern.density is None:
+        wanted = _within(wanted, {n: int(alive[n].sum()) for n in saliency})
     masks = {}
     for name, s in saliency.items():
         if not 0 <= wanted[name] <= s.numel():
             raise PlanError(f"{name}: the densities keep {wanted[name]} of its {s.numel()} weights")
         mine = None if alive is None else alive[name]
+        if name in turned:
+            s, mine = s.transpose(0, 1).contiguous(), None if mine is None else mine.transpose(0, 1).contiguous()
         try:
-            masks[name] = pattern.select(s, pattern.count(tuple(s.shape), wanted[name]), mine)
+            mask = pattern.select(s, pattern.count(tuple(s.shape), wanted[name]), mine)
+            masks[name] = mask.transpose(0, 1).contiguous() if name in turned else mask
         except PlanError as error:
             raise PlanError(f"{name}: {error}") from error
     return masks
+
+
+def _check_counts(wanted: Any, saliency: Mapping[str, Tensor]) -> None:
+    whole = isinstance(wanted, Mapping) and set(wanted) == set(saliency)
+    if not whole or not all(isinstance(k, Integral) for k in wanted.values()):
+        raise PlanError(
+            f"the densities gave {wanted!r}; expected a whole number for each of {list(saliency)[:5]}: a function that "
+            "makes one is called first, such as sc.owl()"
+        )
+
+
+def _within(wanted: Mapping[str, int], alive: Mapping[str, int]) -> Mapping[str, int]:
+    """The same total with no more than is alive of each: what is over goes to the others, by their room."""
+    over = sum(max(wanted[n] - alive[n], 0) for n in wanted)
+    room = {n: max(alive[n] - wanted[n], 0) for n in wanted}
+    if not over or sum(room.values()) < over:
+        return wanted
+    part = over / sum(room.values())
+    shares = {n: min(wanted[n], alive[n]) + part * room[n] for n in wanted}
+    return whole_counts(shares, alive, sum(wanted.values()))
 
 
 def _buried(saliency: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.choose.patterns import Pattern
 from secateur.evidence import words
+from secateur.score.weights import left_dense, matches
 from secateur.types import Report, Row
 
 SLACK = 0.005
@@ -86,26 +86,25 @@ def stayed_dense(
         >>> stayed_dense(nn.Linear(2, 2), {"weight": torch.eye(2, dtype=torch.bool)})
         [{'name': 'bias', 'size': 2, 'reason': 'a bias, a norm or another vector'}]
     """
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    dense = left_dense(model)
     found = []
     for name, p in model.named_parameters():
         mask = masks.get(name)
         if mask is not None and not bool(mask.all()):
             continue
-        reason = "all of it was chosen to stay" if mask is not None else _reason(name, p, tables, ignore, only)
+        reason = "all of it was chosen to stay" if mask is not None else _reason(name, p, dense, ignore, only)
         found.append({"name": name, "size": p.numel(), "reason": reason})
     return found
 
 
-def _reason(name: str, p: nn.Parameter, tables: set[int], ignore: Sequence[str], only: Sequence[str]) -> str:
-    paths = (name, name.rpartition(".")[0])
+def _reason(name: str, p: nn.Parameter, dense: set[int], ignore: Sequence[str], only: Sequence[str]) -> str:
     if p.dim() < 2:
         return "a bias, a norm or another vector"
     if not p.dtype.is_floating_point or p.dtype == torch.bool:
         return f"{p.dtype}, not a floating-point weight"
     for glob in ignore:
-        if any(fnmatch.fnmatch(x, glob) for x in paths):
+        if matches(name, glob):
             return f"ignored: {glob}"
-    if only and not any(fnmatch.fnmatch(x, glob) for glob in only for x in paths):
+    if only and not any(matches(name, glob) for glob in only):
         return "not named by only"
-    return "an embedding table" if id(p) in tables else "left out by default"
+    return "an embedding, a norm or a position" if id(p) in dense else "left out by default"

@@ -225,6 +225,8 @@ def _check_masks(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> No
         tensor = state.get(name)
         if tensor is None:
             raise PlanError(f"there is a mask for {name!r}, which the model does not have")
+        if tensor.is_complex():
+            raise PlanError(f"{name} is {tensor.dtype}, which is stored dense and without a mask: leave its mask out")
         if mask.dtype != torch.bool or mask.shape != tensor.shape:
             raise PlanError(
                 f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; expected bool {tuple(tensor.shape)}"

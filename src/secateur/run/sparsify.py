@@ -21,7 +21,7 @@ from secateur.evidence.sparse import sparse_report
 from secateur.run.pipeline import Quality, figures
 from secateur.score.calibrate import quiet_eval
 from secateur.score.criteria import magnitude
-from secateur.score.weights import calibrate_weights, prunable, saliency
+from secateur.score.weights import calibrate_weights, prunable, saliency, turned
 from secateur.types import Batches, Criterion, Report
 
 
@@ -84,7 +84,7 @@ def sparsify(
         >>> int((result.model[0].weight == 0).sum()), int((net[0].weight == 0).sum())
         (24, 0)
     """
-    asked = _check(sparsity, pattern, rounds, seed)
+    asked = _check(sparsity, pattern, density, rounds, seed)
     torch.manual_seed(seed)
     np.random.seed(seed)
     before = model_hash(model)
@@ -128,7 +128,7 @@ def _choose(
         scores = saliency(work, criterion, weights, calibrate_weights(work, data, criterion, weights))
         first = first or scores
         part = 1 - (1 - sparsity) ** (k / rounds) if k < rounds else sparsity
-        masks = select(scores, part, pattern, density, masks)
+        masks = select(scores, part, pattern, density, masks, turned(work))
         with torch.no_grad():
             for name, w in weights.items():
                 w.masked_fill_(~masks[name], 0)  # a product would leave -0.0 and NaN
@@ -137,7 +137,13 @@ def _choose(
     return masks, first
 
 
-def _check(sparsity: float | None, pattern: Pattern, rounds: int, seed: int) -> float:
+def _check(sparsity: float | None, pattern: Pattern, density: Densities, rounds: int, seed: int) -> float:
+    if not isinstance(pattern, Pattern):
+        raise ArgumentError(f"pattern is {pattern!r}; expected a Pattern such as sc.unstructured or sc.nm(2, 4)")
+    if not callable(density):
+        raise ArgumentError(f"density is {density!r}; expected a function such as sc.even, sc.erk or sc.owl()")
+    if pattern.density is not None and density is not even:
+        raise ArgumentError(f"pattern {pattern.name} keeps {pattern.density:g} of every weight: leave density out")
     own = None if pattern.density is None else 1 - pattern.density
     if sparsity is None:
         sparsity = 0.5 if own is None else own
@@ -167,8 +173,12 @@ def _check_kept(dense: nn.Module, sparse: nn.Module, masks: Mapping[str, Tensor]
     for name, old in [*dense.named_parameters(), *dense.named_buffers()]:
         new, mask = after[name], masks.get(name)
         expected = old.detach() if mask is None else old.detach().masked_fill(~mask.to(old.device), 0)
-        if not torch.equal(expected.nan_to_num(), new.detach().nan_to_num()):
+        if not torch.equal(_bytes(expected), _bytes(new.detach())):
             raise DataError(f"the criterion wrote to {name} while it scored: it must leave the model as it was")
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def with_command(report: Report, command: str) -> Report:

@@ -84,7 +84,7 @@ magnitude_l1 = Criterion("magnitude_l1", _l1)
 
 
 def _absolute(model: nn.Module, weights: Mapping[str, Tensor], stats: Any) -> dict[str, Tensor]:
-    return {name: w.detach().abs().float() for name, w in weights.items()}
+    return {n: w.detach().abs() if w.dtype == torch.float64 else w.detach().abs().float() for n, w in weights.items()}
 
 
 magnitude = Criterion("magnitude", _l2, weights=Weighing(_absolute))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -148,10 +149,15 @@ def _divided(output: Any, by: float) -> Any:
         )
     if isinstance(output, Tensor):
         return output / by if output.dtype.is_floating_point else output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(_divided(o, by) for o in output))
     if isinstance(output, (tuple, list)):
         return [_divided(o, by) for o in output]
-    if isinstance(output, Mapping):
-        return {key: _divided(o, by) for key, o in output.items()}
+    if isinstance(output, dict):  # transformers' outputs are dicts with attributes
+        same = copy.copy(output)
+        for key, o in output.items():
+            same[key] = _divided(o, by)
+        return same
     return output
 
 

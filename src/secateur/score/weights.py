@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import ArgumentError, DataError, PlanError
 from secateur.types import Batches, Criterion, Weighing
 
 
 def prunable(model: nn.Module, ignore: Sequence[str] = (), only: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """Weights that can be made sparse, by name: matrices and kernels, but no embeddings, norms or biases.
+    """Weights that can be made sparse, by name: matrices and kernels.
+
+    Embeddings, norms, biases, and tokens and positions of one batch entry are none.
 
     Args:
         model: any module. ignore: globs over parameter names and module paths that stay dense.
@@ -28,23 +32,53 @@ def prunable(model: nn.Module, ignore: Sequence[str] = (), only: Sequence[str] =
         >>> list(prunable(net, ignore=["3"]))
         ['1.weight']
     """
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    for what, given in (("ignore", ignore), ("only", only)):
+        if isinstance(given, str):
+            raise ArgumentError(f"{what} is a list of globs, got the text {given!r}: give [{given!r}]")
+    dense = left_dense(model)
     found: dict[str, nn.Parameter] = {}
     for name, p in model.named_parameters():  # shared ones once
-        if p.dim() >= 2 and p.dtype.is_floating_point and (only or id(p) not in tables):
+        if p.dim() >= 2 and p.numel() and p.dtype.is_floating_point and (only or id(p) not in dense):
             found[name] = p
     for pattern in [*ignore, *only]:
-        if not any(_matches(n, pattern) for n in found):
+        if not any(matches(n, pattern) for n in found):
             raise ArgumentError(f"{pattern!r} matches no weight; there are {list(found)[:20]}")
     if only:
-        found = {n: p for n, p in found.items() if any(_matches(n, o) for o in only)}
-    found = {n: p for n, p in found.items() if not any(_matches(n, i) for i in ignore)}
+        found = {n: p for n, p in found.items() if any(matches(n, o) for o in only)}
+    found = {n: p for n, p in found.items() if not any(matches(n, i) for i in ignore)}
     if not found:
         raise ArgumentError(f"{type(model).__name__} has no weights that can be made sparse, or all are ignored")
     return found
 
 
-def _matches(name: str, pattern: str) -> bool:
+def left_dense(model: nn.Module) -> set[int]:
+    """Ids of parameters that are looked up, added or scaled by: embeddings, norms, tokens, positions (1, n, width)."""
+    found = set()
+    for m in model.modules():
+        for p in m._parameters.values():
+            if p is None:
+                continue
+            spread = p.dim() > 2 and (p.shape[0] == 1 or p.numel() == max(p.shape)) and not isinstance(m, _ConvNd)
+            if spread or isinstance(m, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)):
+                found.add(id(p))
+    return found
+
+
+def turned(model: nn.Module) -> frozenset[str]:
+    """Names of weights that lie (inputs, outputs): of transposed convolutions and of transformers' Conv1D.
+
+    Example:
+        >>> turned(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 3)))
+        frozenset({'1.weight'})
+    """
+    hub = sys.modules.get("transformers.pytorch_utils")  # a model that has one has imported it
+    kinds = (_ConvTransposeNd, *([] if hub is None else [hub.Conv1D]))
+    mine = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
+    return frozenset(n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in mine)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob names a parameter or the module that holds it."""
     module = name.rpartition(".")[0]
     return any(fnmatch.fnmatch(n, pattern) for n in (name, module))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from secateur.choose.select import top_counts
 from secateur.errors import ArgumentError
+from secateur.score.weights import matches
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """A model's state, by name."""
@@ -49,11 +49,11 @@ def layerwise(rate: float = 0.2, rates: Mapping[str, float] | None = None) -> Cu
 
     def counts(magnitudes: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> dict[str, int]:
         for glob in other:
-            if not any(_matches(n, glob) for n in alive):
+            if not any(matches(n, glob) for n in alive):
                 raise ArgumentError(f"rates: {glob!r} matches no weight; there are {list(alive)[:20]}")
         found = {}
         for name, mask in alive.items():
-            mine = next((r for glob, r in other.items() if _matches(name, glob)), rate)
+            mine = next((r for glob, r in other.items() if matches(name, glob)), rate)
             left = int(mask.sum())
             found[name] = left - round(mine * left)
         return found
@@ -85,10 +85,6 @@ def across_layers(rate: float = 0.2) -> Cut:
 def _check_rate(rate: float) -> None:
     if not isinstance(rate, (int, float)) or not 0 < rate < 1:
         raise ArgumentError(f"rate is the fraction of what is left that goes each round, in (0, 1); got {rate!r}")
-
-
-def _matches(name: str, glob: str) -> bool:
-    return any(fnmatch.fnmatch(n, glob) for n in (name, name.rpartition(".")[0]))
 
 
 @dataclass(frozen=True)

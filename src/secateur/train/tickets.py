@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.choose.select import top
 from secateur.digest import model_hash
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, DataError
 from secateur.export.sparse import save_sparse
 from secateur.score.calibrate import quiet_eval
 from secateur.score.weights import prunable
@@ -121,7 +121,11 @@ class _Progress:
     def save(self, folder: Path, made: Mapping[str, Any]) -> None:
         parts = {"masks": self.masks, "start": self.start, "trained": self.trained, "rewound": self.rewound}
         tensors = {f"{part}/{n}": t.clone() for part, named in parts.items() for n, t in named.items()}
-        rows = [{**r.data(), "values": dict(r.values)} for r in self.rows]
+        rows = [
+            {"round": r.round, "case": r.case, "kept": r.kept, "density": r.density}
+            | {"values": {k: repr(v) for k, v in r.values.items()}}  # JSON has no NaN
+            for r in self.rows
+        ]
         meta = {"made": dict(made), "steps": self.steps, "rows": rows}
         save_state(folder / STATE, len(self.rows), tensors, meta)
 
@@ -133,7 +137,10 @@ class _Progress:
         tensors, meta = found
         check_same_run(folder / STATE, meta["made"], made)
         part = lambda p: {n.removeprefix(f"{p}/"): t for n, t in tensors.items() if n.startswith(f"{p}/")}  # noqa: E731
-        rows = [TicketRow(r["round"], r["case"], r["kept"], r["density"], r["values"]) for r in meta["rows"]]
+        rows = [
+            TicketRow(r["round"], r["case"], r["kept"], r["density"], {k: float(v) for k, v in r["values"].items()})
+            for r in meta["rows"]
+        ]
         return cls(rows, part("masks"), part("start"), part("trained"), part("rewound"), meta["steps"])
 
 
@@ -198,6 +205,10 @@ def tickets(
     cut, rewind = cut or layerwise(), rewind or rewind_to()
     if not isinstance(rounds, int) or rounds < 1:
         raise ArgumentError(f"rounds is how often to prune, 1 or more; got {rounds!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ArgumentError(f"seed must be a whole number, 0 or more; got {seed!r}")
+    if not isinstance(cut, Cut) or not isinstance(rewind, Rewind):
+        raise ArgumentError(f"cut and rewind are such as sc.layerwise(0.2), sc.rewind_to(0); got {cut!r}, {rewind!r}")
     path = Path(folder)
     _claim(path)
     model = _made(make_model, seed)
@@ -291,14 +302,31 @@ class _One:
         _seed(_mixed(self.seed, 4))
         with quiet_eval(model), torch.no_grad():
             found = self.evaluate(model)
-        values = {k: float(v) for k, v in found.items()} if isinstance(found, Mapping) else {"value": float(found)}
+        values = _values(found, f"round {number}, {case}")
         kept, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
         return TicketRow(number, case, kept, kept / total, values)
 
 
+def _values(found: Any, where: str) -> dict[str, float]:
+    """What ``evaluate`` said, as figures."""
+    try:
+        told = found if isinstance(found, Mapping) else {"value": found}
+        values = {str(k): float(v) for k, v in told.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"evaluate gave {found!r} for {where}: expected a number or {{figure: number}}") from error
+    taken = {"round", "case", "kept", "density"} & set(values)
+    if not values or taken:
+        raise DataError(
+            f"evaluate gave the figures {list(values)} for {where}: give at least one, and none called round, case, "
+            "kept or density, which are columns of tickets.csv"
+        )
+    return values
+
+
 def _pruned(weights: Mapping[str, Tensor], alive: Mapping[str, Tensor], cut: Cut) -> dict[str, Tensor]:
     """The masks without the smallest surviving weights."""
-    sizes = {n: weights[n].abs().float() for n in alive}
+    sizes = {n: weights[n].abs() for n in alive}
+    alive = {n: m.to(sizes[n].device) for n, m in alive.items()}  # those of a resumed run were read from disk
     counts = cut.counts(sizes, alive)
     return {n: top(sizes[n], counts[n], mask) for n, mask in alive.items()}
 
