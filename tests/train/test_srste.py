@@ -122,7 +122,13 @@ def test_learned_thresholds_are_autograd_on_the_papers_equation() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [lambda: srste(PATTERN, decay=-1), lambda: learned_threshold(-1), lambda: learned_threshold(0, momentum=1)]
+    "bad",
+    [
+        lambda: srste(PATTERN, decay=-1),
+        lambda: srste(PATTERN, decay=float("nan")),
+        lambda: learned_threshold(-1),
+        lambda: learned_threshold(0, momentum=1),
+    ],
 )
 def test_settings_that_make_no_sense_here(bad: Any) -> None:
     with pytest.raises(ArgumentError):

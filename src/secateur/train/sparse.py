@@ -89,8 +89,8 @@ class Sparse:
         sharded = [n for n, w in self.masks.weights.items() if hasattr(w, "device_mesh")]
         if method.shadowed and sharded:
             raise ArgumentError(
-                f"{method.name} keeps dense weights of its own, which cannot be sharded yet, and {sharded[:5]} are: take "
-                "gmp, rigl, sparse_evolution, acdc or fixed masks, or a DistributedDataParallel model"
+                f"{method.name} keeps dense weights of its own, which cannot be sharded yet, and {sharded[:5]} are: "
+                "take gmp, rigl, sparse_evolution, acdc or fixed masks, or a DistributedDataParallel model"
             )
         method.start(self)
         self.masks.apply_()
