@@ -5,15 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.choose.density import Densities, block_of, erk, even, lamp, owl, ranked, select, uniform_plus
+from secateur.choose.density import (
+    Densities,
+    block_of,
+    check_sparsity,
+    erk,
+    even,
+    lamp,
+    owl,
+    ranked,
+    select,
+    uniform_plus,
+)
 from secateur.choose.patterns import Pattern, balanced, block, nm, per_row
 from secateur.errors import ArgumentError, PlanError
+from secateur.train.dynamic import gmp
+from secateur.train.schedule import one_shot
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "stem.weight": (8, 3, 3, 3),
@@ -158,6 +172,12 @@ def test_owl_without_outliers_is_even_and_holds_densities_in_bounds() -> None:
         owl(lam=-0.1)
 
 
+def test_owl_is_known_by_its_settings() -> None:
+    assert owl(0.02) == owl(0.02) != owl(0.3)
+    assert repr(owl(0.02)) == "owl(0.02, 5.0, block_of)"
+    assert gmp(one_shot(0.5), density=owl(0.02)).about != gmp(one_shot(0.5), density=owl(0.3)).about
+
+
 def test_uniform_plus_is_the_rule() -> None:
     saliency = weights()
     n, total = {k: s.numel() for k, s in saliency.items()}, size(saliency)
@@ -174,6 +194,10 @@ def test_uniform_plus_is_the_rule() -> None:
         PlanError, match=r"keeps stem.weight whole and a fifth of head.weight: 256 weights, more than the"
     ):
         uniform_plus(saliency, 0.95)
+    with pytest.raises(PlanError, match="keeps a fifth of only: 20 weights, more than the 10"):
+        uniform_plus({"only": torch.rand(10, 10)}, 0.9)
+    with pytest.raises(PlanError, match="keeps conv whole: 36 weights, more than the 26"):
+        uniform_plus({"conv": torch.rand(2, 2, 3, 3), "deep": torch.rand(2, 2, 2, 2)}, 0.5)
     no_kernels = {"a": torch.rand(4, 5), "b": torch.rand(5, 10)}
     assert uniform_plus(no_kernels, 0.5) == {"a": 10, "b": 25}
 
@@ -227,7 +251,13 @@ def test_errors_name_the_weight() -> None:
         select({"up.weight": torch.full((4, 6), torch.nan)}, 0.5)
 
 
-@pytest.mark.parametrize("sparsity", [1, 1.0, -0.1, float("nan"), "0.5", None])
+@pytest.mark.parametrize("sparsity", [1, 1.0, -0.1, float("nan"), "0.5", None, False, np.float32(1)])
 def test_sparsity_is_a_fraction_below_one(sparsity: float) -> None:
     with pytest.raises(ArgumentError, match=r"fraction removed, in \[0, 1\)"):
         select({"a": torch.rand(2, 2)}, sparsity)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(0), 0.5, 0])
+def test_sparsity_may_be_any_real_number(number: float) -> None:
+    assert type(check_sparsity(number)) is float
+    assert check_sparsity(number) == float(number)

@@ -16,13 +16,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from secateur.choose.patterns import nm
 from secateur.errors import ArgumentError, FormatError
 from secateur.train.callbacks import accelerate as with_accelerate
 from secateur.train.callbacks.logging import log_sparsity
-from secateur.train.dynamic import gmp, static
+from secateur.train.dynamic import gmp, rigl, static
 from secateur.train.masks import Masks
-from secateur.train.schedule import cubic, one_shot
-from secateur.train.sparse import Sparse
+from secateur.train.schedule import cubic, linear, one_shot
+from secateur.train.sparse import Method, Sparse
+from secateur.train.srste import srste
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -122,6 +124,79 @@ def test_lightning_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         example.trainer(tmp_path, 63, example.method(70)).fit(
             again, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True
         )
+
+
+def test_trainer_ends_with_the_best_checkpoint_and_its_zeros(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import Trainer, TrainingArguments
+
+    from secateur.train.callbacks.huggingface import SparseCallback
+
+    class Worse(nn.Module):
+        """Its loss only rises where it is judged: the first checkpoint is the best."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear, self.judged = nn.Linear(16, 16, bias=False), 0
+
+        def forward(self, x: Any, labels: Any = None) -> dict[str, Any]:
+            y = self.linear(x)
+            self.judged += not self.training
+            loss = (y - labels).square().mean() if self.training else torch.tensor(float(self.judged))
+            return {"loss": loss, "logits": y}
+
+    rows = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    data = [{"x": row, "labels": row.roll(1)} for row in rows]
+    for name, method in (("rigl", rigl(0.5, end=100, every=2)), ("gmp", gmp(linear(0.9, 0, 20)))):
+        each = dict(eval_strategy="steps", save_strategy="steps", eval_steps=5, save_steps=5, max_steps=15)
+        quiet = dict(report_to=[], disable_tqdm=True, logging_strategy="no", use_cpu=True)
+        given = TrainingArguments(
+            str(tmp_path / name), load_best_model_at_end=True, learning_rate=0.05, **each, **quiet
+        )
+        net = Worse()
+        trainer = Trainer(net, given, train_dataset=data, eval_dataset=data, callbacks=[SparseCallback(method)])
+        trainer.train()
+        best = Path(trainer.state.best_model_checkpoint)
+        assert best.name == "checkpoint-5"
+        assert torch.equal(net.linear.weight, load_file(best / "model.safetensors")["linear.weight"])
+
+
+@pytest.mark.parametrize("method", [srste(nm(2, 4)), rigl(0.5, end=100, every=3)])
+def test_lightning_is_the_loop_written_out(method: Method) -> None:
+    import lightning.pytorch as pl
+
+    from secateur.train.callbacks.lightning import SparseCallback
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(16, 16, bias=False)
+
+    class Squares(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return self.net(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    rows = torch.randn(12, 4, 16, generator=torch.Generator().manual_seed(0))
+    module, quiet = Squares(), dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    quiet["enable_model_summary"] = False
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[SparseCallback(method)], **quiet)
+    trainer.fit(module, DataLoader(list(rows), batch_size=None))
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    run = Sparse(net, optimizer, method)
+    for x in rows:
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    assert run.masks.sparsity == 0.5
+    assert_equal(module.net, net)
 
 
 def accelerated(steps: range, load: Path | None = None, save: Path | None = None) -> tuple[nn.Module, Sparse]:

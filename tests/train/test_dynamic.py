@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -13,17 +14,20 @@ from torch import Tensor, nn
 
 import tiny
 from secateur.choose.density import erk, even, ranked
-from secateur.choose.patterns import unstructured
-from secateur.errors import ArgumentError
+from secateur.choose.patterns import nm, unstructured
+from secateur.errors import ArgumentError, PlanError
+from secateur.score.weigh_inputs import wanda
 from secateur.train.acdc import acdc, alternating
 from secateur.train.dynamic import cosine, fixed, gmp, regrown, rigl, sparse_evolution, static
 from secateur.train.movement import movement
-from secateur.train.schedule import cubic
+from secateur.train.schedule import cubic, linear
 from secateur.train.sparse import Method, Sparse
 from secateur.train.srste import srste
 from secateur.train.threshold import learned_threshold
 
 RATE, MOMENTUM = 0.05, 0.9
+LATER = alternating(50, 20, 10, 100)
+SLOW = linear(0.9, 0, 440, initial=0.504)  # the end of a schedule of 1000 steps
 BATCHES = list(zip(tiny.draws(8, 16, 6), tiny.draws(8, 16, 3, seed=1), strict=True))
 
 
@@ -256,6 +260,34 @@ def test_gmp_is_the_papers_loop() -> None:
     assert run.masks.sparsity == pytest.approx(0.9, abs=0.01)
 
 
+def test_gmp_goes_on_where_rounded_shares_of_a_smaller_total_would_grow() -> None:
+    model = tiny.mlp(7, 13, 29, 11, 17, 23, 5)
+    shapes = {n: p.detach() for n, p in model.named_parameters() if p.dim() > 1}
+    wanted = [erk(shapes, SLOW(t)) for t in range(351)]
+    assert any(b[n] > a[n] for a, b in itertools.pairwise(wanted) for n in a)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    run, total = Sparse(model, optimizer, gmp(SLOW, density=erk)), sum(p.numel() for p in shapes.values())
+    for step in range(1, 351):
+        optimizer.step()
+        kept = sum(int(m.sum()) for m in run.masks.masks.values())
+        assert kept == total - round(SLOW(step) * total)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: gmp(linear(0.5, 50, 100), pattern=nm(2, 4)), lambda: acdc(0.5, LATER, nm(2, 4))]
+)
+def test_a_pattern_that_does_not_fit_is_refused_at_the_start(make: Callable[[], Method]) -> None:
+    with pytest.raises(PlanError, match="0.weight: axis 1 .* 6 positions, which groups of 4 do not divide"):
+        next(driven(make(), 0))
+
+
+def test_acdc_of_other_phases_is_refused() -> None:
+    run, same, other = (next(driven(acdc(0.5, alternating(*p)), 0)) for p in ((2, 3, 2, 9), (2, 3, 2, 9), (5, 3, 2, 9)))
+    same.load_state_dict(run.state_dict())
+    with pytest.raises(ArgumentError, match="phase: .*'warmup': 2.* there, .*'warmup': 5"):
+        other.load_state_dict(run.state_dict())
+
+
 def test_acdc_is_the_papers_loop() -> None:
     phase = alternating(warmup=10, compressed=15, decompressed=10, final=75)
     runs, model = driven(acdc(0.8, phase), 100), net()
@@ -308,6 +340,10 @@ def test_acdc_may_begin_sparse() -> None:
     [
         lambda: rigl(0.5, end=0),
         lambda: rigl(0.5, end=5, every=0),
+        lambda: rigl(0.5, end=5, every=1.5),
+        lambda: rigl(0.5, end=4.5),
+        lambda: gmp(cubic(0.5, 0, 9), criterion=wanda),
+        lambda: gmp(cubic(0.5, 0, 9), criterion="magnitude"),
         lambda: rigl(0.5, end=5, fraction=1.5),
         lambda: rigl(1.0, end=5),
         lambda: static(1.0),

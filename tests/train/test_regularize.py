@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 import tiny
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, PlanError
 from secateur.train.regularize import (
     doomed,
     group_decay,
@@ -154,3 +154,38 @@ def test_a_penalty_is_not_negative() -> None:
     groups = tiny.groups_of(model, VECTOR)
     with pytest.raises(ArgumentError):
         group_lasso(model, groups, -1.0)
+    with pytest.raises(ArgumentError, match="there is no group"):
+        group_lasso(model, [], 1.0)  # type: ignore[arg-type]
+
+
+def test_what_vanished_cannot_be_told_from_nan() -> None:
+    model = tiny.mlp(6, 10, 4)
+    groups = tiny.groups_of(model, VECTOR)
+    with torch.no_grad():
+        model[0].weight[3, 1] = torch.nan
+    with pytest.raises(PlanError, match="group 0:neuron: 1 of 10 units have a norm of NaN or inf"):
+        vanished(model, groups)
+
+
+def test_a_plan_of_other_names_or_sizes_is_refused() -> None:
+    model = tiny.mlp(6, 10, 4)
+    plan = sc.random_plan(tiny.groups_of(model, VECTOR), 0.5, seed=0)
+    wrapped, other = nn.ModuleDict({"net": model}), tiny.mlp(6, 12, 4)
+    for stranger, says in ((wrapped, "0.weight from 10 positions, which in ModuleDict is not there"), (other, "12")):
+        optimizer = torch.optim.SGD(stranger.parameters(), lr=0.1)
+        with pytest.raises(PlanError, match=says):
+            Sparse(stranger, optimizer, growing_l2(plan))
+        with pytest.raises(PlanError, match=says):
+            residue(stranger, plan)
+
+
+def test_growth_of_another_plan_is_refused() -> None:
+    model = tiny.mlp(6, 10, 4)
+    groups = tiny.groups_of(model, VECTOR)
+    first, same, other = (
+        Sparse(model, torch.optim.SGD(model.parameters(), lr=0.1), growing_l2(sc.random_plan(groups, 0.5, seed)))
+        for seed in (0, 0, 1)
+    )
+    same.load_state_dict(first.state_dict())
+    with pytest.raises(ArgumentError, match="axes: .* there, .* here"):
+        other.load_state_dict(first.state_dict())

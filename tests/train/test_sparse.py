@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.choose.density import ranked
+from secateur.choose.patterns import per_row
 from secateur.errors import ArgumentError, FormatError, PlanError
-from secateur.train.dynamic import gmp
+from secateur.train.dynamic import gmp, rigl
+from secateur.train.movement import movement
 from secateur.train.saved import load_training, save_training
 from secateur.train.schedule import Schedule, cubic, linear, one_shot
 from secateur.train.sparse import Method, Sparse
+from secateur.train.srste import srste
+from secateur.train.threshold import learned_threshold
 from secateur.types import Criterion, Weighing
 
 Making = Callable[[Any], torch.optim.Optimizer]
@@ -283,6 +287,67 @@ def test_accumulated_gradients_are_one_step() -> None:
     assert run.strip() is net
     train_(net, optimizer, range(2))
     assert run.step == 4
+
+
+CLOSED: dict[str, Callable[[], Method]] = {
+    "srste": lambda: srste(per_row, sparsity=0.5),
+    "movement": lambda: movement(lambda step: 0.5 if step > 2 else 0.0),
+    "rigl": lambda: rigl(0.5, end=100, every=3),
+    "learned_threshold": lambda: learned_threshold(1e-2, initial=-3.0),
+}
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("method", CLOSED.values(), ids=CLOSED)
+def test_a_closure_is_the_loop_written_out(method: Callable[[], Method], keyword: bool) -> None:
+    net, twin = small_net(), small_net()
+    runs = [Sparse(n, sgd(n.parameters()), method()) for n in (net, twin)]
+    optimizer = runs[0].optimizer
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    for step in range(12):
+        x, y = batch(step)
+        assert isinstance(optimizer.step(closure=closure) if keyword else optimizer.step(closure), Tensor)
+        train_(twin, runs[1].optimizer, range(step, step + 1))
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+    assert runs[0].masks.sparsity == runs[1].masks.sparsity > 0
+
+
+def test_an_optimizer_that_calls_its_closure_twice_is_refused() -> None:
+    net = small_net()
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=3)
+    Sparse(net, optimizer, movement(cubic(0.5, 0, 4)))
+    x, y = batch(0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ArgumentError, match="LBFGS calls its closure more than once in a step, which movement"):
+        optimizer.step(closure)
+
+
+def test_a_folder_that_was_used_before_holds_the_new_training(tmp_path: Path) -> None:
+    def at(step: int) -> Sparse:
+        net = small_net()
+        run = Sparse(net, sgd(net.parameters()), gmp(one_shot(0.5)))
+        run.step = step
+        return run
+
+    for step in (90, 100):
+        save_training(tmp_path, at(step))
+    for step in (10, 20, 30):
+        assert save_training(tmp_path, at(step)).exists()
+        run = at(0)
+        load_training(tmp_path, run)
+        assert run.step == step
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from secateur.choose.patterns import Pattern
+from secateur.choose.patterns import Pattern, nm
 from secateur.errors import ArgumentError
 from secateur.train.sparse import Method, Sparse
 from secateur.train.srste import asp, srste
@@ -122,8 +122,20 @@ def test_learned_thresholds_are_autograd_on_the_papers_equation() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [lambda: srste(PATTERN, decay=-1), lambda: learned_threshold(-1), lambda: learned_threshold(0, momentum=1)]
+    "bad",
+    [
+        lambda: srste(PATTERN, decay=-1),
+        lambda: srste(PATTERN, decay=float("nan")),
+        lambda: learned_threshold(-1),
+        lambda: learned_threshold(0, momentum=1),
+    ],
 )
 def test_settings_that_make_no_sense_here(bad: Any) -> None:
     with pytest.raises(ArgumentError):
         bad()
+
+
+def test_groups_run_along_the_inputs_of_transposed_weights() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(8, 3, 3))  # weight (8 inputs, 3 outputs, 3, 3)
+    run = Sparse(net, torch.optim.SGD(net.parameters(), lr=0.1), asp(nm(2, 4)))
+    assert (run.masks.masks["0.weight"].unflatten(0, (2, 4)).sum(1) == 2).all()

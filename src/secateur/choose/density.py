@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from numbers import Integral
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.choose.select import check_scores, top_counts
 from secateur.errors import ArgumentError, PlanError
+from secateur.score.weigh_plain import lamp_scores
 
 Densities: TypeAlias = Callable[[Mapping[str, Tensor], float], Mapping[str, int]]
 """``(saliency by weight, sparsity of all together) -> weights kept of each``, before the pattern rounds them.
@@ -27,7 +29,8 @@ def check_sparsity(sparsity: float) -> float:
     Raises:
         ArgumentError: it is not.
     """
-    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    given: Any = sparsity
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= sparsity < 1:
         raise ArgumentError(f"sparsity is the fraction removed, in [0, 1); got {sparsity!r} (0.9 removes nine in ten)")
     return float(sparsity)
 
@@ -70,9 +73,10 @@ def uniform_plus(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, i
         density = (total - sum(shares.values())) / max(sum(sizes[n] for n in free), 1)
     if density < 0:
         most = 1 - sum(shares.values()) / sum(sizes.values())
+        parts = [f"{first} whole"] * (first is not None) + [f"a fifth of {last}"] * (last in shares)
         raise PlanError(
-            f"uniform_plus keeps {first} whole and a fifth of {last}: {sum(shares.values()):.0f} weights, more than "
-            f"the {total} that sparsity {sparsity} leaves. Ask for {most:.3f} at most, or leave them out of the weights"
+            f"uniform_plus keeps {' and '.join(parts)}: {sum(shares.values()):.0f} weights, more than the {total} that "
+            f"sparsity {sparsity} leaves. Ask for {most:.3f} at most, or leave that out of the weights"
         )
     return whole_counts({n: shares.get(n, density * size) for n, size in sizes.items()}, sizes, total)
 
@@ -109,7 +113,7 @@ def lamp(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
 
     The saliency must be like magnitudes: it is what is squared. The largest weight of a tensor has score 1, so none
     is emptied while there are as many weights kept as tensors. Scores only say how many of a tensor are kept:
-    within it their order is that of the saliency. Memory: three times the saliency in float64, of one tensor, and
+    within it their order is that of the saliency. Memory: five times the saliency in float64, of one tensor, and
     once of all.
 
     Raises:
@@ -126,17 +130,14 @@ def lamp(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
 
 
 def _lamp_scores(magnitudes: Tensor) -> Tensor:
-    """Scores of a tensor, float64 (entries,), largest first; -1 of what is below 0, which is gone."""
+    """Scores of a tensor, float64 (entries,); 1 of the largest even if it is 0, -1 of what is below 0: that is gone."""
     check_scores(magnitudes)
-    w = torch.sort(magnitudes.detach().reshape(-1), descending=True).values.double()
+    w = magnitudes.detach().reshape(-1)
     if not w.numel():
-        return w
-    squares = (w.clamp_min(0) / w[0].clamp_min(torch.finfo(torch.float64).tiny)).square()
-    # Largest first, the sum over what is larger is a running sum of terms that only shrink: nothing cancels.
-    scores = squares / squares.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
-    scores[0] = 1.0
-    scores[w < 0] = -1.0
-    return scores
+        return w.double()
+    scores = lamp_scores(w.clamp_min(0))
+    scores[w.argmax()] = 1.0
+    return scores.masked_fill_(w < 0, -1.0)
 
 
 def block_of(name: str) -> str:
@@ -177,18 +178,32 @@ def owl(lam: float = 0.08, m: float = 5.0, blocks: Callable[[str], str] = block_
     if not (0 <= lam <= 0.5 and m > 0):
         raise ArgumentError(f"owl takes lam in [0, 0.5] and m above 0; got lam={lam!r}, m={m!r}")
 
-    def densities(saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
+    return Owl(lam, m, blocks)
+
+
+@dataclass(frozen=True)
+class Owl:
+    """What `owl` gives: its settings tell it from another."""
+
+    lam: float
+    m: float
+    blocks: Callable[[str], str]
+
+    def __repr__(self) -> str:
+        blocks = getattr(self.blocks, "__qualname__", None) or type(self.blocks).__qualname__  # no address
+        return f"owl({self.lam}, {self.m}, {blocks})"
+
+    def __call__(self, saliency: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
+        """Weights kept of each."""
         total, sizes = total_kept(saliency, sparsity), {n: s.numel() for n, s in saliency.items()}
         members: dict[str, list[str]] = {}
         for name in saliency:
-            members.setdefault(blocks(name), []).append(name)
-        outliers = {b: _outliers([saliency[n] for n in names], m) for b, names in members.items()}
+            members.setdefault(self.blocks(name), []).append(name)
+        outliers = {b: _outliers([saliency[n] for n in names], self.m) for b, names in members.items()}
         low, high = min(outliers.values()), max(outliers.values())
-        band = {b: 2 * lam * (d - low) / (high - low) if high > low else 0.0 for b, d in outliers.items()}
+        band = {b: 2 * self.lam * (d - low) / (high - low) if high > low else 0.0 for b, d in outliers.items()}
         held = _shifted(band, {b: sum(sizes[n] for n in names) for b, names in members.items()}, total)
-        return whole_counts({n: held[blocks(n)] * size for n, size in sizes.items()}, sizes, total)
-
-    return densities
+        return whole_counts({n: held[self.blocks(n)] * size for n, size in sizes.items()}, sizes, total)
 
 
 def _outliers(parts: list[Tensor], m: float) -> float:
@@ -314,6 +329,19 @@ def _within(wanted: Mapping[str, int], alive: Mapping[str, int]) -> Mapping[str,
     part = over / sum(room.values())
     shares = {n: min(wanted[n], alive[n]) + part * room[n] for n in wanted}
     return whole_counts(shares, alive, sum(wanted.values()))
+
+
+def check_fits(shapes: Mapping[str, Tensor], pattern: Pattern) -> None:
+    """Refuse a pattern that some of these tensors cannot have, before anything is ranked by it.
+
+    Raises:
+        PlanError: names the tensor.
+    """
+    for name, t in shapes.items():
+        try:
+            pattern.count(tuple(t.shape), t.numel())
+        except PlanError as error:
+            raise PlanError(f"{name}: {error}") from error
 
 
 def _buried(saliency: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

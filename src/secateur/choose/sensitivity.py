@@ -42,7 +42,8 @@ def sensitivity(
         model: changed only while ``evaluate`` runs. evaluate: the loss, lower is better, called without gradients; it
             should draw nothing at random and set the mode that it needs.
         weights: from `sc.prunable`. criterion: ranks them.
-        sparsities: of each weight; the dense loss is measured too. stats: from `sc.gather`, if the criterion needs it.
+        sparsities: of each weight; the dense loss is measured too. stats: from `sc.calibrate_weights`, if the
+            criterion needs them.
         pattern: what goes together; one that fixes the density has that single sparsity, whatever is asked.
         path: a JSON file, made if it is not there.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from secateur.choose.density import Densities, check_sparsity, ranked, select
+from secateur.choose.density import Densities, check_fits, check_sparsity, ranked, select
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.errors import ArgumentError
 from secateur.score.criteria import magnitude
@@ -66,13 +66,14 @@ def acdc(
         >>> acdc(0.9, alternating(100, 50, 50, 400)).name
         'acdc'
     """
-    check_sparsity(sparsity)
+    sparsity = check_sparsity(sparsity)
 
     def compress(run: Sparse) -> None:
         scores = saliency(run.model, magnitude, run.masks.weights)
-        run.masks.put(select(scores, sparsity, pattern, density))
+        run.masks.put(select(scores, sparsity, pattern, density, turned=run.turned))
 
     def start(run: Sparse) -> None:
+        check_fits(run.masks.weights, pattern)
         if phase(0):
             compress(run)
 

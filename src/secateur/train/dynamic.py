@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from secateur.choose.density import Densities, check_sparsity, erk, even, select, whole_counts
+from secateur.choose.density import Densities, check_fits, check_sparsity, erk, even, select
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.choose.select import top
 from secateur.digest import digest_of
@@ -35,7 +35,8 @@ def gmp(
         criterion: one that needs no data. pattern, density: as in `sc.sparsify`.
 
     Raises:
-        ArgumentError: every is no whole number of at least 1.
+        ArgumentError: every is no whole number of at least 1, or the criterion needs data.
+        PlanError: at the start of the run: the pattern does not fit a weight.
 
     Example:
         >>> gmp(lambda step: 0.9).name
@@ -43,6 +44,15 @@ def gmp(
     """
     if not isinstance(every, int) or every < 1:
         raise ArgumentError(f"every must be a whole number of steps, at least 1, got {every!r}")
+    if not isinstance(criterion, Criterion) or criterion.weights is None or criterion.weights.stat is not None:
+        raise ArgumentError(
+            f"gmp scores single weights while it trains, without data, which {getattr(criterion, 'name', criterion)!r} "
+            "does not: take one such as sc.magnitude, or sc.sparsify with batches"
+        )
+
+    def start(run: Sparse) -> None:
+        check_fits(run.masks.weights, pattern)
+        update(run)
 
     def update(run: Sparse) -> None:
         sparsity = schedule(run.step)
@@ -50,22 +60,10 @@ def gmp(
             return
         alive = run.masks.masks
         scores = saliency(run.model, criterion, run.masks.weights)
-        run.masks.put(select(scores, sparsity, pattern, _within(density, alive), alive=alive))
+        run.masks.put(select(scores, sparsity, pattern, density, alive, run.turned))
 
     told = {"schedule": about(schedule), "criterion": criterion.name, "pattern": pattern.name, "every": every}
-    return Method("gmp", update, after=update, about={**told, "density": named(density)})
-
-
-def _within(density: Densities, alive: Mapping[str, Tensor]) -> Densities:
-    """The same, but none above what is left: shares of a smaller total, rounded, can be a weight more than before."""
-    there = {n: int(m.sum()) for n, m in alive.items()}
-
-    def counts(saliency: Mapping[str, Tensor], sparsity: float) -> Mapping[str, int]:
-        wanted = density(saliency, sparsity)
-        held = {n: float(min(k, there[n])) for n, k in wanted.items()}
-        return whole_counts(held, there, min(sum(wanted.values()), sum(there.values())))
-
-    return counts
+    return Method("gmp", start, after=update, about={**told, "density": named(density)})
 
 
 def fixed(masks: Mapping[str, Tensor]) -> Method:
@@ -96,7 +94,7 @@ def static(sparsity: float, density: Densities = erk, seed: int = 0) -> Method:
         >>> static(0.9).about["seed"]
         0
     """
-    check_sparsity(sparsity)
+    sparsity = check_sparsity(sparsity)
     told = {"sparsity": sparsity, "density": named(density), "seed": seed}
     return Method("static", lambda run: _start(run, sparsity, density, seed), about=told)
 
@@ -172,11 +170,11 @@ def _dynamic(
     density: Densities,
     seed: int,
 ) -> Method:
-    check_sparsity(sparsity)
-    if end < 1 or every < 1 or not 0 <= fraction <= 1:
+    sparsity = check_sparsity(sparsity)
+    if not (isinstance(end, int) and isinstance(every, int) and end >= 1 and every >= 1 and 0 <= fraction <= 1):
         raise ArgumentError(
-            f"{name} needs end >= 1, every >= 1 and fraction in [0, 1]; got end={end}, every={every}, "
-            f"fraction={fraction}"
+            f"{name} needs whole numbers end >= 1 and every >= 1, and fraction in [0, 1]; got end={end}, "
+            f"every={every}, fraction={fraction}"
         )
     moving = cosine(fraction, end)
 

@@ -37,7 +37,7 @@ def movement(
         raise ArgumentError(f"movement needs a rate above 0, got {rate}")
 
     def choose(run: Sparse) -> None:
-        run.masks.put(select(_scores(run), schedule(run.step), pattern, density))
+        run.masks.put(select(_scores(run), schedule(run.step), pattern, density, turned=run.turned))
 
     told = {"schedule": about(schedule), "pattern": pattern.name, "density": named(density), "rate": rate}
     return _moving("movement", choose, lambda run: _learn(run, rate, None), told)

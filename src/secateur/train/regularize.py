@@ -30,6 +30,9 @@ def group_lasso(model: nn.Module, groups: Groups, strength: float, alpha: float 
     Returns:
         A scalar with gradient; where a norm is zero the gradient is zero.
 
+    Raises:
+        ArgumentError: a setting is negative, or there are no groups.
+
     Example:
         >>> import secateur as sc
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -75,6 +78,9 @@ def vanished(model: nn.Module, groups: Groups, tolerance: float = 1e-3) -> dict[
     What goes by it was almost zero: the function changes a little. `zero_units` takes only what changes nothing. At
     least one unit of every group stays, and no more go than its kernels and routers allow.
 
+    Raises:
+        PlanError: a group, named, has norms that are not finite.
+
     Example:
         >>> import secateur as sc
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -85,6 +91,8 @@ def vanished(model: nn.Module, groups: Groups, tolerance: float = 1e-3) -> dict[
     keep, found = {}, unit_norms(model, groups)
     for g in groups:
         norms = found[g.name]
+        if bad := int((~np.isfinite(norms)).sum()):
+            raise PlanError(f"group {g.name}: {bad} of {g.units} units have a norm of NaN or inf: check its weights")
         order = np.argsort(-norms, kind="stable")
         count = max(int((norms > tolerance * norms.max()).sum()), g.least, 1)
         count = min(g.units, -(-count // g.multiple) * g.multiple)
@@ -133,8 +141,8 @@ def growing_l2(plan: Plan, delta: float = 1e-4, every: int = 5, ceiling: float =
                     local(p.grad).add_(local(p) * sharded_as(gone, p), alpha=strength)
         return False
 
-    about = {"delta": delta, "every": every, "ceiling": ceiling, "removed": plan.removed}
-    about["axes"] = digest_of((f"{name} {dim}", torch.from_numpy(k)) for (name, dim), k in sorted(plan.axes.items()))
+    axes = digest_of((f"{name} {dim}", torch.from_numpy(k)) for (name, dim), k in sorted(plan.axes.items()))
+    about = {"delta": delta, "every": every, "ceiling": ceiling, "removed": plan.removed, "axes": axes}
     return Method("growing_l2", start, before, about=about)
 
 
@@ -147,13 +155,13 @@ def doomed(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         if shape is None or dim >= len(shape) or shape[dim] != len(keep):
             raise PlanError(
                 f"the plan cuts axis {dim} of {name} from {len(keep)} positions, which in {type(model).__name__} is "
-                f"{'not there' if shape is None else shape}: give the model that the plan was made for, without a wrapper"
+                f"{'not there' if shape is None else shape}: give the model that the plan was made for, unwrapped"
             )
     for name, p in model.named_parameters():
         for (tensor, dim), keep in plan.axes.items():
             if tensor == name:
-                shape = [-1 if d == dim else 1 for d in range(p.dim())]
-                gone = torch.from_numpy(~keep).to(p.device).reshape(shape).expand(p.shape)
+                along = [-1 if d == dim else 1 for d in range(p.dim())]
+                gone = torch.from_numpy(~keep).to(p.device).reshape(along).expand(p.shape)
                 found[name] = gone | found[name] if name in found else gone.clone()
     return found
 
@@ -204,4 +212,6 @@ def _penalty(model: nn.Module, groups: Groups, strength: float, alpha: float, sq
         spread = now.max() - now.min()
         gamma = 2 ** (alpha * (now.max() - now) / torch.where(spread > 0, spread, 1))
         terms.append((gamma * size).sum())
+    if not terms:
+        raise ArgumentError("a penalty needs units, and there is no group: give sc.couple(sc.trace(model, example))")
     return strength * torch.stack(terms).sum()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ArgumentError
-from secateur.score.weights import prunable
+from secateur.score.weights import prunable, turned
 from secateur.train.masks import Masks
 from secateur.train.names import bare, own, skipped, unscale_
 
@@ -51,6 +51,7 @@ class Sparse:
     Attributes:
         model: the model without wrappers. optimizer: the one that steps. step: optimizer steps done.
         masks: the masks as they are. memory: what the method remembers, name -> tensor, saved with it.
+        turned: names of weights that lie (inputs, outputs), for `select`.
 
     Raises:
         PlanError: one of the weights is not the model's. ArgumentError: no optimizer, or no method.
@@ -83,14 +84,15 @@ class Sparse:
         chosen = prunable(self.model) if weights is None else dict(weights)
         full = {n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in chosen.items()}
         self.masks = Masks(model, full, group)
+        self.turned = turned(self.model)
         self.step = 0
         self.memory: dict[str, Tensor] = {}
         self._untouched = {n: (w.detach().clone(), w._version) for n, w in self.masks.weights.items()}
         sharded = [n for n, w in self.masks.weights.items() if hasattr(w, "device_mesh")]
         if method.shadowed and sharded:
             raise ArgumentError(
-                f"{method.name} keeps dense weights of its own, which cannot be sharded yet, and {sharded[:5]} are: take "
-                "gmp, rigl, sparse_evolution, acdc or fixed masks, or a DistributedDataParallel model"
+                f"{method.name} keeps dense weights of its own, which cannot be sharded yet, and {sharded[:5]} are: "
+                "take gmp, rigl, sparse_evolution, acdc or fixed masks, or a DistributedDataParallel model"
             )
         method.start(self)
         self.masks.apply_()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from secateur.choose.density import Densities, even, select
+from secateur.choose.density import Densities, check_sparsity, even, select
 from secateur.choose.patterns import Pattern
 from secateur.errors import ArgumentError
 from secateur.score.criteria import magnitude
@@ -28,8 +30,9 @@ def srste(pattern: Pattern, decay: float = 2e-4, sparsity: float = 0.0, density:
         >>> srste(unstructured, sparsity=0.5).about["decay"]
         0.0002
     """
-    if decay < 0:
-        raise ArgumentError(f"srste needs a decay of at least 0, got {decay}")
+    sparsity = check_sparsity(sparsity)
+    if not 0 <= decay < math.inf:
+        raise ArgumentError(f"srste needs a finite decay of at least 0, got {decay}")
 
     def before(run: Sparse) -> bool:
         put_back_(run)
@@ -42,7 +45,8 @@ def srste(pattern: Pattern, decay: float = 2e-4, sparsity: float = 0.0, density:
 
     def after(run: Sparse) -> None:
         remember(run)
-        run.masks.put(select(saliency(run.model, magnitude, run.masks.weights), sparsity, pattern, density))
+        scores = saliency(run.model, magnitude, run.masks.weights)
+        run.masks.put(select(scores, sparsity, pattern, density, turned=run.turned))
 
     about = {"pattern": pattern.name, "decay": decay, "sparsity": sparsity, "density": named(density)}
     return Method("srste", after, before, after, about, shadowed=True)
@@ -61,8 +65,10 @@ def asp(pattern: Pattern, sparsity: float = 0.0, density: Densities = even) -> M
         >>> asp(unstructured, 0.5).name
         'asp'
     """
+    sparsity = check_sparsity(sparsity)
 
     def start(run: Sparse) -> None:
-        run.masks.put(select(saliency(run.model, magnitude, run.masks.weights), sparsity, pattern, density))
+        scores = saliency(run.model, magnitude, run.masks.weights)
+        run.masks.put(select(scores, sparsity, pattern, density, turned=run.turned))
 
     return Method("asp", start, about={"pattern": pattern.name, "sparsity": sparsity, "density": named(density)})

@@ -36,16 +36,7 @@ def learned_threshold(decay: float, initial: float = -10.0, momentum: float = 0.
         after(run)
 
     def before(run: Sparse) -> bool:
-        rates = {p: float(g["lr"]) for g in run.optimizer.param_groups for p in g["params"]}
-        with torch.no_grad():
-            for n, w in run.masks.weights.items():
-                if w.grad is not None and w in rates:
-                    s = run.memory[f"s.{n}"]
-                    slope = s.sigmoid() * (1 - s.sigmoid())
-                    gradient = -slope * (w.grad * w.sign()).sum().float() + decay * s
-                    run.memory[f"velocity.{n}"] = momentum * run.memory[f"velocity.{n}"] + gradient
-                    run.memory[f"s.{n}"] = s - rates[w] * run.memory[f"velocity.{n}"]
-                    w.grad.mul_(run.masks.masks[n])
+        _learn(run, decay, momentum)
         put_back_(run)
         return False
 
@@ -60,3 +51,17 @@ def learned_threshold(decay: float, initial: float = -10.0, momentum: float = 0.
 
     about = {"decay": decay, "initial": initial, "momentum": momentum}
     return Method("str", start, before, after, about, shadowed=True)
+
+
+@torch.no_grad()
+def _learn(run: Sparse, decay: float, momentum: float) -> None:
+    """A step of every threshold, and the weights' own gradients."""
+    rates = {p: float(g["lr"]) for g in run.optimizer.param_groups for p in g["params"]}
+    for n, w in run.masks.weights.items():
+        if w.grad is not None and w in rates:
+            s = run.memory[f"s.{n}"]
+            slope = s.sigmoid() * (1 - s.sigmoid())
+            gradient = -slope * (w.grad * w.sign()).sum().float() + decay * s
+            run.memory[f"velocity.{n}"] = momentum * run.memory[f"velocity.{n}"] + gradient
+            run.memory[f"s.{n}"] = s - rates[w] * run.memory[f"velocity.{n}"]
+            w.grad.mul_(run.masks.masks[n])
