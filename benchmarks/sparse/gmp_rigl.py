@@ -1,9 +1,12 @@
-"""Training sparse: gradual magnitude pruning, RigL and SET at 98 % sparsity beside fixed random masks.
+"""Training sparse: gradual magnitude pruning at 98 %, RigL and SET at 95 %, beside fixed random masks.
 
 Three convolutions of 32, 64 and 128 channels on 30,000 images of Fashion-MNIST; same epochs, data order and learning
 rates for all, Erdős–Rényi densities wherever it is sparse; nothing moves in the last quarter. ``accuracy`` is that on
-the 10,000 test images after the last step; ``sparsity`` is counted in the trained weights; ``gap`` is over fixed masks,
-in points. Width, epochs and how often RigL moves were chosen on training images that were held out.
+the 10,000 test images after the last step; ``sparsity`` is counted in the trained weights; ``gap`` is over fixed masks
+of the same sparsity, in points.
+
+At 98 % RigL is no better than fixed masks here: in three of four trials units lost all their weights to others, and
+accuracy fell by five points and more. Sparsity and how often it moves were chosen on held-out training images after that.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from secateur.train.dynamic import gmp, rigl, sparse_evolution, static
 from secateur.train.schedule import cubic
 from secateur.train.sparse import Method, Sparse
 
-SPARSITY, IMAGES = 0.98, 30_000
-EPOCHS, BATCH, RATE, EVERY = 6, 128, 0.2, 50
+IMAGES = 30_000
+EPOCHS, BATCH, RATE, EVERY = 6, 128, 0.2, 100
 
 
 def network(seed: int) -> nn.Sequential:
@@ -38,10 +41,11 @@ def methods(steps: int, seed: int) -> dict[str, Method | None]:
     end = max(3 * steps // 4, 1)
     return {
         "dense": None,
-        "static": static(SPARSITY, erk, seed),
-        "set": sparse_evolution(SPARSITY, end, EVERY, seed=seed),
-        "rigl": rigl(SPARSITY, end, EVERY, seed=seed),
-        "gmp": gmp(cubic(SPARSITY, steps // 10, end), every=EVERY if steps > 10 * EVERY else 1, density=erk),
+        "static_98": static(0.98, erk, seed),
+        "gmp_98": gmp(cubic(0.98, steps // 10, end), every=50 if steps > 500 else 1, density=erk),
+        "static_95": static(0.95, erk, seed),
+        "set_95": sparse_evolution(0.95, end, EVERY, seed=seed),
+        "rigl_95": rigl(0.95, end, EVERY, seed=seed),
     }
 
 
@@ -80,5 +84,7 @@ def one(data: Data, seed: int, epochs: int) -> list[Row]:
         found[case] = _fashion.accuracy(model, data.test)
         out.append((case, "accuracy", found[case], "%", seed))
         out.append((case, "sparsity", 100 * zeros / total, "%", seed))
-    out += [(f"{case}_over_static", "gap", found[case] - found["static"], "%", seed) for case in ("gmp", "rigl", "set")]
+    for case in ("gmp_98", "set_95", "rigl_95"):
+        gap = found[case] - found["static" + case[-3:]]
+        out.append((f"{case}_over_static", "gap", gap, "%", seed))
     return out
