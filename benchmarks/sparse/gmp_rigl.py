@@ -6,7 +6,7 @@ the 10,000 test images after the last step; ``sparsity`` is counted in the train
 of the same sparsity, in points.
 
 At 98 % RigL is no better than fixed masks here: in three of four trials units lost all their weights to others, and
-accuracy fell by five points and more. Sparsity and how often it moves were chosen on held-out training images after that.
+accuracy fell by five points and more. Its sparsity and how often it moves were then chosen on held-out training images.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def trained(method: Method | None, data: Data, seed: int, epochs: int) -> nn.Mod
     model = network(seed).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = epochs * (len(data.train.x) // BATCH)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.25)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.25 if steps > 8 else 0.5)
     run = None if method is None else Sparse(model, optimizer, method)
     epoch = _fashion.epochs_of(data.train, BATCH, seed)
     for number in range(epochs):
