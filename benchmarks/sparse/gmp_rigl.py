@@ -54,7 +54,9 @@ def trained(method: Method | None, data: Data, seed: int, epochs: int) -> nn.Mod
     model = network(seed).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = epochs * (len(data.train.x) // BATCH)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.25 if steps > 8 else 0.5)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, RATE, total_steps=steps, pct_start=0.25 if steps > 8 else 0.5
+    )
     run = None if method is None else Sparse(model, optimizer, method)
     epoch = _fashion.epochs_of(data.train, BATCH, seed)
     for number in range(epochs):
