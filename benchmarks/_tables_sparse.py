@@ -83,8 +83,7 @@ OVERHEAD = Table(
 SELECTION = Table(
     "select_1e8",
     "Choosing a tenth of a hundred million weights",
-    "Twenty tensors, two threads; extra peak memory over the bytes of the weights; a threshold keeps more than asked "
-    "for where scores are equal.",
+    "Twenty tensors, two threads; extra peak memory over the bytes of the weights.",
     {
         "secateur": "secateur",
         "numpy.partition threshold": "`numpy.partition`, threshold",
