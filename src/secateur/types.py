@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -158,7 +159,7 @@ class Measurement:
         target: name of the runtime. seconds: float64 (repeats,), in the order they were taken.
         threads: intra-op threads. batch: leading size of the example. nbytes: size of the artefact on disk.
         peak_bytes: peak memory of a run if the target tells it, else None.
-        note: what disturbed the timings, or "".
+        note: what disturbed the timings, or "". load_seconds: what loading the artefact took, or None.
     """
 
     target: str
@@ -168,6 +169,12 @@ class Measurement:
     nbytes: int | None = None
     peak_bytes: int | None = None
     note: str = ""
+    load_seconds: float | None = None
+
+    @property
+    def throughput(self) -> float:
+        """Items of a batch a second, at the median."""
+        return self.batch / self.median
 
     @property
     def median(self) -> float:
@@ -194,12 +201,18 @@ class Target:
         name: as it stands in reports and on the command line.
         build: ``(model, example, threads) -> Artefact``: exports the model and returns something that runs.
         extra: the pip extra that brings the runtime, or "".
+        threads: intra-op threads.
+        export: ``(model, example, folder) -> file``: writes the file that ships into a folder, and all that goes
+            with it; None where nothing is written.
+        load: ``(file, example, threads) -> Artefact``: runs such a file, on this machine or on another; None likewise.
     """
 
     name: str
     build: Callable[[nn.Module, Example, int], Artefact]
     extra: str = ""
     threads: int = 1
+    export: Callable[[nn.Module, Example, Path], Path] | None = None
+    load: Callable[[Path, Example, int], Artefact] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +227,7 @@ class Artefact:
         peak: peak memory of one run in bytes, or None where the runtime cannot tell.
         again: loads the exported file once more, or None where there is no file: a fresh place in memory for a
             timing that is to be independent, without another export.
+        load_seconds: what loading the file (compiling it, where that is part of it) took, or None.
     """
 
     run: Callable[[], Any]
@@ -225,6 +239,7 @@ class Artefact:
     batch: int = 1
     peak: Callable[[], int | None] | None = None
     again: Callable[[], Artefact] | None = None
+    load_seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

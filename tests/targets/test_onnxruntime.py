@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.errors import TargetError
 from secateur.export.onnx import to_onnx
-from secateur.targets.onnxruntime import build, declared_inputs, onnxruntime, session
+from secateur.targets.onnxruntime import declared_inputs, export, load, onnxruntime
 from secateur.targets.peak import peak_rss
 
 
@@ -31,7 +31,8 @@ def test_outputs_are_those_of_torch_on_other_examples_and_a_given_file_stays(tmp
     torch.manual_seed(0)
     model = Masked().train()
     ids, mask = torch.randint(0, 20, (1, 5)), torch.ones(1, 5, dtype=torch.long)
-    artefact = build(model, {"mask": mask, "ids": ids}, 2, tmp_path / "net.onnx")
+    example = {"mask": mask, "ids": ids}
+    artefact = load(export(model, example, tmp_path), example, 2)
     assert model.training
     assert (artefact.target, artefact.threads, artefact.batch) == ("onnxruntime", 2, 1)
     assert artefact.nbytes == Path(artefact.path).stat().st_size > 20 * 8 * 4
@@ -43,11 +44,11 @@ def test_outputs_are_those_of_torch_on_other_examples_and_a_given_file_stays(tmp
     assert len(artefact.run()) == 2
     del artefact
     gc.collect()
-    assert (tmp_path / "net.onnx").is_file()
+    assert (tmp_path / "model.onnx").is_file()
 
 
 def test_temporary_file_goes_with_the_artefact():
-    artefact = build(nn.Linear(3, 2), torch.ones(1, 3), 1)
+    artefact = onnxruntime.build(nn.Linear(3, 2), torch.ones(1, 3), 1)
     folder = Path(artefact.path).parent
     assert folder.is_dir()
     del artefact
@@ -58,7 +59,7 @@ def test_temporary_file_goes_with_the_artefact():
 def test_failed_build_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(TargetError, match="does not run on the example given"):
-        build(nn.Linear(3, 2), torch.ones(1, 4), 1)
+        onnxruntime.build(nn.Linear(3, 2), torch.ones(1, 4), 1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,7 +71,7 @@ def linear(tmp_path_factory):
 
 def test_existing_file_runs_on_inputs_that_it_declares(linear, tmp_path):
     model, path = linear
-    artefact = session(path, 1)
+    artefact = load(path)
     x = declared_inputs(path)["input"]
     assert x.shape == (1, 256)
     np.testing.assert_allclose(artefact.run()[0], model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
@@ -90,14 +91,14 @@ def test_file_with_other_free_axes_asks_for_an_example(tmp_path):
     opset = onnx.helper.make_opsetid("", 18)
     onnx.save(onnx.helper.make_model(graph, ir_version=9, opset_imports=[opset]), path)
     with pytest.raises(TargetError, match="give an example"):
-        session(path)
-    assert session(path, 1, torch.ones(2, 9)).run()[0].shape == (2, 9)
+        load(path)
+    assert load(path, torch.ones(2, 9)).run()[0].shape == (2, 9)
 
 
 def test_example_of_another_shape_is_refused(linear):
     _, path = linear
     with pytest.raises(TargetError, match=r"given input float32 \[1, 5\]; the file takes input tensor\(float\)"):
-        session(path, 1, torch.ones(1, 5))
+        load(path, torch.ones(1, 5))
 
 
 def test_missing_extra_is_named(monkeypatch):
@@ -114,7 +115,7 @@ class Wide(nn.Module):
 def test_peak_memory_is_that_of_the_file_alone(linear, tmp_path):
     _, path = linear
     parent = np.ones(40_000_000)  # 320 MB here must not count there
-    small = session(path).peak()
+    small = load(path).peak()
     assert 0 < small < 60_000_000 < parent.nbytes
     x = torch.ones(1, 10_000)
     wide = to_onnx(Wide(), x, tmp_path / "wide.onnx").path

@@ -16,7 +16,7 @@ from secateur.run.data import load_data, load_example
 from secateur.run.folder import RUN, read_arguments
 from secateur.run.models import load_model
 from secateur.targets.measure import compare, measure
-from secateur.targets.onnxruntime import session
+from secateur.targets.onnxruntime import load as load_onnx
 from secateur.types import Artefact, Example, Measurement, Target
 
 
@@ -81,7 +81,7 @@ def _file(spec: str, on: Target, example: Example | None) -> Artefact:
         raise ArgumentError(f"{spec} is an ONNX file: it runs on --target onnxruntime, not on {on.name}")
     if not Path(spec).is_file():
         raise ArgumentError(f"{spec}: there is no such file")
-    return session(spec, on.threads, example)
+    return load_onnx(spec, example, on.threads)
 
 
 def facts(specs: Sequence[str], found: Sequence[Measurement]) -> list[dict[str, Any]]:

@@ -107,6 +107,7 @@ def _measurement(artefact: Artefact, seconds: Floats, peak: bool) -> Measurement
         artefact.nbytes,
         bytes_at_peak,
         _note(seconds),
+        artefact.load_seconds,
     )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 
 import torch
@@ -13,58 +10,31 @@ from torch import nn
 from secateur.errors import TargetError
 from secateur.export.onnx import feeds, nbytes_of, open_session, run_session, to_onnx
 from secateur.export.prepare import Array, batch_of
+from secateur.targets.files import file_target
 from secateur.targets.peak import peak_rss
-from secateur.types import Artefact, Example, Target
+from secateur.types import Artefact, Example
 
 
-def build(model: nn.Module, example: Example, threads: int, path: Path | str | None = None) -> Artefact:
-    """Export a model and load the file in ONNX Runtime.
-
-    Args:
-        model: as in `secateur.export.onnx.to_onnx`.
-        example: likewise.
-        threads: intra-op threads.
-        path: where the file stays; without it, a temporary file that goes with the artefact.
+def export(model: nn.Module, example: Example, folder: Path) -> Path:
+    """Write ``model.onnx`` into a folder.
 
     Raises:
         TargetError: the ``onnx`` extra is missing, or the model cannot be exported or run.
-
-    Example:
-        >>> build(nn.Linear(3, 2), torch.ones(1, 3), 1).call(torch.ones(5, 3))[0].shape
-        (5, 2)
     """
-    if path is not None:
-        return session(to_onnx(model, example, path).path, threads, example)
-    folder = _Temporary()
-    return _session(to_onnx(model, example, folder.path / "model.onnx").path, threads, example, folder)
+    return to_onnx(model, example, folder / "model.onnx").path
 
 
-class _Temporary:
-    """A folder that lives as long as the artefacts that hold this."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="secateur-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-onnxruntime = Target("onnxruntime", build, extra="onnx")
-
-
-def session(path: Path | str, threads: int = 1, example: Example | None = None) -> Artefact:
+def load(path: Path | str, example: Example | None = None, threads: int = 1) -> Artefact:
     """Load an ONNX file that exists.
 
     Args:
         path: the file.
-        threads: intra-op threads.
         example: what it is timed on; without it random values of the declared shapes, a batch of one.
+        threads: intra-op threads.
 
     Raises:
         TargetError: the file cannot be loaded, or does not run on the example.
     """
-    return _session(path, threads, example)
-
-
-def _session(path: Path | str, threads: int, example: Example | None, holds: _Temporary | None = None) -> Artefact:
     opened = open_session(path, threads)
     example = declared_inputs(path) if example is None else example
     arrays = feeds(opened, example)
@@ -82,8 +52,11 @@ def _session(path: Path | str, threads: int, example: Example | None, holds: _Te
         threads=threads,
         batch=batch_of(example),
         peak=lambda: peak_rss(path, arrays, threads),
-        again=lambda: _session(path, threads, example, holds),
+        again=lambda: load(path, example, threads),
     )
+
+
+onnxruntime = file_target("onnxruntime", export, load, "onnx")
 
 
 _DTYPES = {
@@ -118,5 +91,5 @@ def declared_inputs(path: Path | str, batch: int = 1, seed: int = 0) -> dict[str
 
 if __name__ == "__main__":
     net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
-    made = build(net, torch.randn(1, 64), 1)
+    made = onnxruntime.build(net, torch.randn(1, 64), 1)
     print(f"{made.target}: {made.nbytes} bytes, a batch of 7 gives {made.call(torch.randn(7, 64))[0].shape}")
