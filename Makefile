@@ -10,7 +10,7 @@ BENCHES := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench bench-sparse zoo docs venv clean
+.PHONY: help demo test lint format bench bench-sparse bench-budget zoo docs venv clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name what; \
@@ -31,7 +31,7 @@ format: $(VENV)/.ready ## Write the sources as the formatter wants them
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(BENCHES) bench-sparse ## Make every CSV in benchmarks/results anew
+bench: $(BENCHES) bench-sparse bench-budget ## Make every CSV in benchmarks/results anew
 
 bench-%: $(VENV)/.ready ## Make one anew: benchmarks/%.py
 	$(BIN)/python benchmarks/$*.py
@@ -39,6 +39,10 @@ bench-%: $(VENV)/.ready ## Make one anew: benchmarks/%.py
 
 bench-sparse: $(VENV)/.ready ## Make the figures of sparse weights anew: benchmarks/sparse
 	$(BIN)/python benchmarks/sparse
+	$(BIN)/python benchmarks/_tables.py
+
+bench-budget: $(VENV)/.ready ## Make the figures of measured budgets anew: benchmarks/budget
+	$(BIN)/python benchmarks/budget
 	$(BIN)/python benchmarks/_tables.py
 
 zoo: $(ZOO)/.ready ## Cut some 650 models, prove and reload each, beside Torch-Pruning; goes on from where it stopped

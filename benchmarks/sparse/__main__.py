@@ -8,50 +8,21 @@ SECATEUR_BENCH_QUICK=1 ...                a smoke run whose figures mean nothing
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import time
-import traceback
-import warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import _rows  # noqa: E402
-from _rows import ROOT, Figure, quick, say, write  # noqa: E402
+import _experiments  # noqa: E402
+from _rows import Figure, quick  # noqa: E402
 
 
-def names() -> list[str]:
-    """The experiments, as their files are called."""
-    return sorted(f.stem for f in HERE.glob("*.py") if not f.stem.startswith("_"))
-
-
-def main(wanted: list[str]) -> int:
-    """Run experiments and write their rows; the number of those that failed."""
-    unknown = [n for n in wanted if n not in names()]
-    if unknown:
-        print(f"there is no experiment {', '.join(unknown)}: {', '.join(names())}", file=sys.stderr)
-        return 2
-    if not quick():
-        os.environ.setdefault("SECATEUR_BENCH_RESULTS", str(ROOT / "benchmarks" / "results" / "sparse.csv"))
-    failed = 0
-    for name in wanted or names():
-        start = time.perf_counter()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                rows = importlib.import_module(name).rows(quick())
-            figures = [Figure(*row) for row in rows]
-            write(name, figures)
-        except Exception:
-            traceback.print_exc()
-            failed += 1
-            continue
-        say(name, figures)
-        print(f"{name}: {time.perf_counter() - start:.0f} s, {_rows.results()}", flush=True)
-    return failed
+def run(name: str) -> None:
+    """One experiment."""
+    rows = importlib.import_module(name).rows(quick())
+    _experiments.report(name, [Figure(*row) for row in rows])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_experiments.main(HERE, run, sys.argv[1:]))

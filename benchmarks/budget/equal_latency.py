@@ -1,0 +1,78 @@
+"""Latency-aware, MACs-aware and uniform plans at equal measured latency, before and after the same recovery.
+
+Experiment ``equal_latency``; cases ``MODEL/latency``, ``MODEL/macs``, ``MODEL/uniform`` (ONNX Runtime, 60 % of the
+dense latency); metrics ``before`` and ``after`` recovery (larger is better: accuracy in percent, cosine to the dense
+model, negated divergence from it or negated log perplexity), ``latency_ratio``; a seed draws calibration data and
+training order. All three use the same scores. The MACs-aware plan is solved for MACs, and asked for fewer until its
+measured latency is the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from _subjects import SUBJECTS, TARGETS, Subject
+
+import secateur as sc
+from _rows import Figure
+
+TARGET, FRACTION, SEEDS = "onnxruntime", 0.6, (0, 1, 2)
+
+
+def by_macs(cost: sc.Cost) -> sc.Cost:
+    """The same measured latency, predicted as if time went with multiply-accumulates."""
+
+    def of(groups: sc.Groups, keep: Any) -> float:
+        return cost.dense * groups.macs(keep) / groups.macs(groups.all_kept())
+
+    return dataclasses.replace(cost, of=of)
+
+
+def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figure]:
+    """All three plans of a seed."""
+    data = subject.batches(seed)
+    ways = {"latency": (cost, sc.knapsack), "macs": (by_macs(cost), sc.knapsack), "uniform": (cost, sc.uniform)}
+    before, after, models = {}, {}, [subject.model]
+    for way, (its, allocation) in ways.items():
+        result = sc.prune(
+            subject.model,
+            subject.example,
+            budget=sc.Budget.of_dense(its, FRACTION),
+            criterion=sc.obs,
+            normalize=sc.by_effect(subject.model, data[:2], subject.loss),
+            allocation=allocation,
+            batches=data,
+            limits=subject.limits,
+            seed=seed,
+        )
+        before[way] = subject.judge(result.model)
+        for stage in subject.recover(data, seed):
+            stage.run(result.model, subject.model, result.plan)
+        after[way] = subject.judge(result.model.eval())
+        models.append(result.model)
+        print(f"{name}/{way} seed {seed}: {before[way]:.4f} -> {after[way]:.4f}", flush=True)
+    dense, *cut = sc.measure_models(TARGETS[TARGET], models, subject.example, 2 * subject.repeats)
+    figures = []
+    for way, timed in zip(ways, cut, strict=True):
+        figures += [
+            Figure(f"{name}/{way}", "before", before[way], subject.unit, seed),
+            Figure(f"{name}/{way}", "after", after[way], subject.unit, seed),
+            Figure(f"{name}/{way}", "latency_ratio", timed.median / dense.median, "", seed),
+        ]
+    return figures
+
+
+def part(name: str, seeds: tuple[int, ...]) -> list[Figure]:
+    """The figures of one model."""
+    subject = SUBJECTS[name]()
+    cost = sc.latency(subject.model, subject.example, TARGETS[TARGET], repeats=subject.repeats)
+    return [figure for seed in seeds for figure in one_seed(name, subject, cost, seed)]
+
+
+def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:
+    """One part a model."""
+    names = [m for m in SUBJECTS if not (quick and m == "smollm2_135m")]
+    return {name: functools.partial(part, name, SEEDS[:1] if quick else SEEDS) for name in names}
