@@ -1,4 +1,4 @@
-"""The page of results, docs/results.md, made from the rows of ``main.csv`` and ``sparse.csv``.
+"""The page of results, docs/results.md, made from the rows of ``main.csv``, ``sparse.csv`` and ``budget.csv``.
 
 ``python benchmarks/_tables.py`` writes it anew, as ``make bench-NAME`` does at its end.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import _tables_budget
 import _tables_sparse
 from _rows import ROOT, read
 from _table import Table
@@ -136,9 +137,9 @@ LARGE = Table(
 )
 
 ABOUT = (
-    "Made from the rows of `benchmarks/results/main.csv` and `sparse.csv`, where the machine, the versions and the "
-    "seeds stand; `make bench` makes them anew. Latencies are ratios to the dense model's, timed in one interleaved "
-    "run; figures are means over runs."
+    "Made from the rows of `benchmarks/results/main.csv`, `sparse.csv` and `budget.csv`, where the machine, the "
+    "versions and the seeds stand; `make bench` makes them anew. Latencies are ratios to the dense model's, timed in "
+    "one interleaved run; figures are means over runs."
 )
 
 TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, LARGE, EXACT)
@@ -147,12 +148,13 @@ TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, LARGE, EXACT)
 def page() -> str:
     """The whole page."""
     out = ["# Results", "", textwrap.fill(ABOUT, 120)]
-    for file, tables in (("main.csv", TABLES), ("sparse.csv", _tables_sparse.TABLES)):
-        rows = read(ROOT / "benchmarks" / "results" / file)
+    files = {"main": TABLES, "sparse": _tables_sparse.TABLES, "budget": _tables_budget.TABLES}
+    for file, tables in files.items():
+        rows = read(ROOT / "benchmarks" / "results" / f"{file}.csv")
         for table in tables:
             lines = table.lines(rows)
             if len(lines) > 2:
-                target = "sparse" if file == "sparse.csv" else table.experiment.removesuffix("_lite0")
+                target = table.experiment.removesuffix("_lite0") if file == "main" else file
                 text = textwrap.fill(f"{table.text} `make bench-{target}`", 120)
                 out += ["", f"## {table.title}", "", text, "", *lines]
     return "\n".join(out) + "\n"

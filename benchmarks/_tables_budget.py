@@ -1,0 +1,52 @@
+"""The tables of `benchmarks/results/budget.csv`, for docs/results.md."""
+
+from __future__ import annotations
+
+from _table import Table
+
+_MODELS = {
+    "resnet": "ResNet, 6 blocks",
+    "minilm": "MiniLM-L6",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "smollm2_135m": "SmolLM2-135M prefill",
+}
+_TARGETS = {"eager": "eager", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_BOTH = {f"{m}/{t}": f"{model}, {target}" for m, model in _MODELS.items() for t, target in _TARGETS.items()}
+
+PREDICTION = Table(
+    "prediction",
+    "Predicted against measured latency",
+    "Forty random plans a model and runtime, one thread: predicted from tables of single layers and a few whole "
+    "models, then exported and timed in turns with the dense model.",
+    _BOTH,
+    {"median error": ("median_relative_error", "{:.1%}"), "worst": ("worst_relative_error", "{:.1%}")},
+)
+
+MET = Table(
+    "budget_met",
+    "Budgets met by measurement",
+    "Latency of the cut model over the budget, in a measurement of its own after the plan was made; or, where a budget "
+    "is refused, the closest reachable over the budget.",
+    {f"{case}/{p}%": f"{label}, {p} %" for case, label in _BOTH.items() for p in (70, 50, 35)},
+    {"measured over asked": ("measured_over_asked", "{:.3f}"), "refused, closest": ("closest_over_asked", "{:.3f}")},
+)
+
+EQUAL = Table(
+    "equal_latency",
+    "At equal measured latency",
+    "Plans solved for latency, for multiply-accumulates, and the same fraction everywhere, all at 60 % of the dense "
+    "latency in ONNX Runtime, before and after the same recovery; larger is better: test accuracy, cosine to the dense "
+    "model, negated divergence from it, negated log perplexity.",
+    {
+        f"{m}/{way}": f"{model}, {label}"
+        for m, model in _MODELS.items()
+        for way, label in {"latency": "by latency", "macs": "by MACs", "uniform": "uniform"}.items()
+    },
+    {
+        "latency": ("latency_ratio", "{:.3f}"),
+        "before": ("before", "{:.3f}"),
+        "after": ("after", "{:.3f}"),
+    },
+)
+
+TABLES = (PREDICTION, MET, EQUAL)
