@@ -138,10 +138,8 @@ class Link:
         return found
 
     def send(self, files: Mapping[str, Path | bytes], limit: float) -> None:
-        """Send what the device does not have."""
+        """Send files by their hashes."""
         for name, what in files.items():
-            if self.said(self.ask("GET", f"/files/{name}", wait=CONNECT)).get("known"):
-                continue
             if isinstance(what, bytes):
                 self.ask("PUT", f"/files/{name}", data=what, wait=limit)
             else:
@@ -174,7 +172,9 @@ def _words(requests: Any, error: Exception, wait: float) -> str:
         return f"no result within {wait:g} s"
     text = str(error)
     if "refused" in text or "unreachable" in text or "resolve" in text or "Name or service" in text:
-        return f"cannot be reached ({text.rpartition(': ')[2].rstrip(chr(39) + ')')}): is 'secateur target serve' running?"
+        return (
+            f"cannot be reached ({text.rpartition(': ')[2].rstrip(chr(39) + ')')}): is 'secateur target serve' running?"
+        )
     return "the connection broke before the result: did the service stop or restart?"
 
 

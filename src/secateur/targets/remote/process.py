@@ -19,6 +19,8 @@ ORDERS = 100
 """A worker is replaced after so many orders: what a runtime leaks goes with it."""
 LONGEST = 1 << 28
 """Bytes of an answer."""
+LOOK = 0.5
+"""Seconds between looks at whether the worker lives: what it started may hold its pipe open when it is dead."""
 
 
 class Died(Exception):
@@ -66,7 +68,15 @@ class Worker:
         assert process.stdout is not None
         process.stdin.write(line)
         await process.stdin.drain()
-        return await process.stdout.readline()
+        answer = asyncio.ensure_future(process.stdout.readline())
+        try:
+            while process.returncode is None and not answer.done():
+                await asyncio.wait({answer}, timeout=LOOK)
+            return await asyncio.wait_for(answer, LOOK)
+        except TimeoutError:
+            return b""
+        finally:
+            answer.cancel()
 
     async def _ready(self) -> Process:
         if self._process is not None and (self._process.returncode is not None or self._orders >= ORDERS):

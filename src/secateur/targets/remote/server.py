@@ -11,7 +11,6 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -90,10 +89,6 @@ class _Running:
             "time_limit": s.time_limit,
         }
 
-    async def known(self, request: web.Request) -> dict[str, Any]:
-        """Whether a file is here."""
-        return {"known": self.store.has(request.match_info["digest"])}
-
     async def put(self, request: web.Request) -> dict[str, Any]:
         """Take a file; its size is looked at first where the client tells it, and while it comes in any case."""
         most = self.service.max_upload
@@ -112,7 +107,7 @@ class _Running:
                 raise _Refused(408, f"nothing came for {IDLE:g} s: send the file again") from None
             except OSError as e:
                 raise _Refused(507, f"the device could not keep the file: {first_line(e)}") from e
-        return {"known": True}
+        return {"ok": True}
 
     async def order(self, request: web.Request) -> dict[str, Any] | bytes:
         """Carry out an order."""
@@ -192,10 +187,10 @@ async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def _application(running: _Running) -> web.Application:
-    (web,) = need("remote", "aiohttp.web")
+    (http,) = need("remote", "aiohttp.web")
     expected = f"Bearer {running.service.token}".encode()
 
-    @web.middleware
+    @http.middleware  # type: ignore[untyped-decorator]
     async def checked(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> Any:
         try:
             given = request.headers.get("Authorization", "").encode(errors="replace")
@@ -203,20 +198,19 @@ def _application(running: _Running) -> web.Application:
                 raise _Refused(401, "the token is missing or wrong")
             found = await handler(request)
         except _Refused as e:
-            return web.json_response(e.body, status=e.status)
-        except web.HTTPException as e:
-            return web.json_response({"error": e.reason}, status=e.status)
+            return http.json_response(e.body, status=e.status)
+        except http.HTTPException as e:
+            return http.json_response({"error": e.reason}, status=e.status)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as e:
             log.exception("an order failed")
-            return web.json_response({"error": f"the service failed: {brief(e)}"}, status=500)
-        return web.Response(body=found) if isinstance(found, bytes) else web.json_response(found)
+            return http.json_response({"error": f"the service failed: {brief(e)}"}, status=500)
+        return http.Response(body=found) if isinstance(found, bytes) else http.json_response(found)
 
-    app = web.Application(middlewares=[checked], client_max_size=1 << 20)
+    app = http.Application(middlewares=[checked], client_max_size=1 << 20)
     routes: list[tuple[str, str, Any]] = [
         ("GET", "/", running.about),
-        ("GET", "/files/{digest:[0-9a-f]{64}}", running.known),
         ("PUT", "/files/{digest:[0-9a-f]{64}}", running.put),
         ("POST", f"/{{op:{'|'.join(OPS)}}}", running.order),
     ]
