@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 target = typer.Typer(name="target", help="The runtimes there are, and serving them.", no_args_is_help=True)
 
-SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @target.command("list", epilog=EXITS)

@@ -51,7 +51,10 @@ class Worker:
                 line = await self._answer(json.dumps(order).encode() + b"\n")
         except TimeoutError:
             await self.stop()
-            raise Died(f"no result within {limit:g} s, so it was stopped") from None
+            raise Died(
+                f"no result within {limit:g} s, so it was stopped: ask for fewer repeats, or give the service a longer "
+                "--time-limit"
+            ) from None
         except (ConnectionError, ValueError):
             line = b""
         except BaseException:
