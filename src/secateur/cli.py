@@ -38,6 +38,7 @@ from secateur.cli_common import (
     seed_,
 )
 from secateur.cli_sparse import sparsify, tickets
+from secateur.cli_target import target as target_app
 from secateur.errors import ArgumentError, BudgetError, SecateurError
 from secateur.run.runfile import RunFile
 
@@ -251,6 +252,7 @@ def schema(
 
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
+app.add_typer(target_app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

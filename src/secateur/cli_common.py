@@ -34,7 +34,9 @@ Data = Annotated[str | None, typer.Option("--data", help="module:callable, or a 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn. (default: 0)")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the target. (default: 1)")]
-TargetName = Annotated[str | None, typer.Option("--target", help="onnxruntime, eager, or module:target.")]
+TargetName = Annotated[
+    str | None, typer.Option("--target", help="onnxruntime, eager, or module:target; onnxruntime@host:port elsewhere.")
+]
 
 
 def print_json(value: Any) -> None:

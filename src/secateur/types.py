@@ -194,6 +194,19 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Device:
+    """Another machine on which a target runs.
+
+    Attributes:
+        machine: its processor, and how many cores it gives.
+        versions: (package, version) of what runs there.
+    """
+
+    machine: str
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime on which a model is measured.
 
@@ -205,6 +218,7 @@ class Target:
         export: ``(model, example, folder) -> file``: writes the file that ships into a folder, and all that goes
             with it; None where nothing is written.
         load: ``(file, example, threads) -> Artefact``: runs such a file, on this machine or on another; None likewise.
+        device: the machine that it runs on, or None where that is this one.
     """
 
     name: str
@@ -213,6 +227,27 @@ class Target:
     threads: int = 1
     export: Callable[[nn.Module, Example, Path], Path] | None = None
     load: Callable[[Path, Example, int], Artefact] | None = None
+    device: Device | None = None
+
+    @property
+    def runtime(self) -> str:
+        """The name without the machine: ``onnxruntime`` of ``onnxruntime@10.0.0.7:8765``."""
+        return self.name.partition("@")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """How an artefact is timed where it runs, if that is not in this process.
+
+    Attributes:
+        place: equal for artefacts that can take turns in one run.
+        job: what the place knows it by.
+        timings: ``(jobs, repeats, warmup, min_seconds) -> seconds of each, round by round``, by the clock there.
+    """
+
+    place: Any
+    job: Any
+    timings: Callable[[list[Any], int, int, float], list[list[float]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,6 +263,7 @@ class Artefact:
         again: loads the exported file once more, or None where there is no file: a fresh place in memory for a
             timing that is to be independent, without another export.
         load_seconds: what loading the file (compiling it, where that is part of it) took, or None.
+        elsewhere: how it is timed on another machine, or None where it runs on this one.
     """
 
     run: Callable[[], Any]
@@ -240,6 +276,7 @@ class Artefact:
     peak: Callable[[], int | None] | None = None
     again: Callable[[], Artefact] | None = None
     load_seconds: float | None = None
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,10 +106,17 @@ def report_of(
         "parity": parity,
         "made": made_section(plan.made.get("seed"), plan.made.get("model_sha256", ""), model_hash(small)),
     }
+    sections["made"]["machine"] |= _devices(budget.cost.target, target)
     histories = [s.history for s in stages if s.history is not None and len(s.history.loss) > 1]
     if histories:
         sections["history"] = {"loss": list(histories[-1].loss), "steps": list(histories[-1].steps)}
     return Report(ok, checked.max_error, tuple(rows), sections)
+
+
+def _devices(*targets: Target | None) -> dict[str, str]:
+    """The other machines that were measured on: processor and versions, by target."""
+    there = {t.name: t.device for t in targets if t is not None and t.device is not None}
+    return {name: f"{d.machine}; {', '.join(f'{k} {v}' for k, v in d.versions)}" for name, d in there.items()}
 
 
 def _cut(groups: Groups, plan: Plan) -> dict[str, list[dict[str, Any]]]:

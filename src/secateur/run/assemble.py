@@ -17,6 +17,7 @@ from secateur.run.names import nearest, resolve
 from secateur.run.runfile import BudgetText, RecoverText, RunFile
 from secateur.targets.eager import with_threads
 from secateur.targets.latency import latency
+from secateur.targets.remote import remote
 from secateur.train.recovery import Recovery
 from secateur.types import Batches, Budget, Criterion, Example, Limits, Target
 
@@ -43,12 +44,20 @@ def criterion(name: str, seed: int = 0) -> Criterion:
 
 
 def target(name: str, threads: int) -> Target:
-    """The target of that name, with so many threads.
+    """The target of that name, with so many threads; ``name@host:port`` is that one on another machine.
 
     Raises:
         ArgumentError: no such name, or it is something else.
+        TargetError: the other machine cannot be reached, refuses the token, or does not serve it.
     """
-    return with_threads(_a(Target, name, resolve(name, _public(Target), "target"), "target"), threads)
+    name, at, address = name.partition("@")
+    found = with_threads(_a(Target, name, resolve(name, targets(), "target"), "target"), threads)
+    return remote(address, found) if at else found
+
+
+def targets() -> dict[str, Target]:
+    """Secateur's own targets, by public name."""
+    return _public(Target)
 
 
 def allocation(name: str) -> Any:

@@ -73,7 +73,7 @@ def execute(
         tell=tell,
     )
     report = _with_command(result.report, command)
-    if on is not None and on.name == "onnxruntime":
+    if on is not None and on.runtime == "onnxruntime":
         tell("writing the ONNX file")
         report = _exported(result.model, example, data, folder, report)
 

@@ -16,6 +16,7 @@ from secateur.run.data import load_data, load_example
 from secateur.run.folder import RUN, read_arguments
 from secateur.run.models import load_model
 from secateur.targets.measure import compare, measure
+from secateur.targets.onnxruntime import declared_inputs
 from secateur.targets.onnxruntime import load as load_onnx
 from secateur.types import Artefact, Example, Measurement, Target
 
@@ -77,10 +78,12 @@ def timed(specs: Sequence[str], on: Target, example: str | None, data: str | Non
 
 
 def _file(spec: str, on: Target, example: Example | None) -> Artefact:
-    if on.name != "onnxruntime":
+    if on.runtime != "onnxruntime":
         raise ArgumentError(f"{spec} is an ONNX file: it runs on --target onnxruntime, not on {on.name}")
     if not Path(spec).is_file():
         raise ArgumentError(f"{spec}: there is no such file")
+    if on.device is not None and on.load is not None:
+        return on.load(Path(spec), declared_inputs(spec) if example is None else example, on.threads)
     return load_onnx(spec, example, on.threads)
 
 

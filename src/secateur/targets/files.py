@@ -41,13 +41,13 @@ def file_target(name: str, export: Export, load: Load, extra: str = "", threads:
     """
 
     def build(model: nn.Module, example: Example, threads: int) -> Artefact:
-        folder = _Folder()
+        folder = Folder()
         return _held(load, export(model, example, folder.path), example, threads, folder)
 
     return Target(name, build, extra, threads, export, load)
 
 
-class _Folder:
+class Folder:
     """A temporary folder that lives as long as the artefacts that hold this."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Folder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def _held(load: Load, file: Path, example: Example, threads: int, folder: _Folder) -> Artefact:
+def _held(load: Load, file: Path, example: Example, threads: int, folder: Folder) -> Artefact:
     begun = perf_counter()
     made = load(file, example, threads)
     seconds = perf_counter() - begun
@@ -66,6 +66,6 @@ def _held(load: Load, file: Path, example: Example, threads: int, folder: _Folde
     return dataclasses.replace(made, run=run, call=call, peak=peak, again=again, load_seconds=seconds)
 
 
-def _holding(folder: _Folder, function: Callable[..., Any], *args: Any) -> Any:
+def _holding(folder: Folder, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function; as long as this is held as a partial, so is the folder."""
     return function(*args)

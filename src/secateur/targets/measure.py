@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.errors import TargetError
 from secateur.graph.shells import no_garbage_collection
-from secateur.types import Artefact, Example, Floats, Measurement, Target
+from secateur.types import Artefact, Elsewhere, Example, Floats, Measurement, Target
 
 NOISY = 0.10
 """Spread above which the machine counts as disturbed and more rounds are taken."""
@@ -45,14 +45,15 @@ def measure(
     still do at the end, `Measurement.note` says so.
 
     Args:
-        artefacts: what to run; several targets may be mixed.
+        artefacts: what to run; several targets may be mixed. Those of one remote device are timed there, by its
+            clock; nothing else can take turns with them.
         repeats: rounds.
         warmup: runs before them, untimed.
         min_seconds: least time spent on each artefact.
         peak: also fill `Measurement.peak_bytes`, where the target can tell; a fresh process for each file.
 
     Raises:
-        TargetError: nothing to measure, or ``repeats`` below 1 or ``warmup`` below 0.
+        TargetError: nothing to measure, or ``repeats`` below 1 or ``warmup`` below 0, or artefacts of several machines.
 
     Example:
         >>> import torch
@@ -64,6 +65,28 @@ def measure(
     if not artefacts or repeats < 1 or warmup < 0:
         given = f"{len(artefacts)} artefacts, repeats={repeats}, warmup={warmup}"
         raise TargetError(f"measure: give at least one artefact, repeats >= 1, warmup >= 0; got {given}")
+    there = _elsewhere(artefacts)
+    if there:
+        taken = there[0].timings([e.job for e in there], repeats, warmup, min_seconds)
+    else:
+        taken = timings(artefacts, repeats, warmup, min_seconds)
+    return [_measurement(a, np.array(t), peak) for a, t in zip(artefacts, taken, strict=True)]
+
+
+def _elsewhere(artefacts: Sequence[Artefact]) -> list[Elsewhere]:
+    """Where all of them run, none where that is here."""
+    there = [a.elsewhere for a in artefacts if a.elsewhere is not None]
+    if there and (len(there) < len(artefacts) or any(e.place != there[0].place for e in there)):
+        names = ", ".join(dict.fromkeys(a.target for a in artefacts))
+        raise TargetError(
+            f"measure: {names} are on different machines, so they cannot take turns in one run: measure those of "
+            "each machine in a call of their own"
+        )
+    return there
+
+
+def timings(artefacts: Sequence[Artefact], repeats: int, warmup: int, min_seconds: float) -> list[list[float]]:
+    """Seconds of each artefact, round by round, as `measure` takes them: here, by this machine's clock."""
     for a in artefacts:
         for _ in range(warmup):
             a.run()
@@ -77,7 +100,7 @@ def measure(
             calm = block >= EXTRA_BLOCKS or max(map(_spread, taken)) <= NOISY
             if (enough and calm) or perf_counter() - begun > EXTRA_SECONDS:
                 break
-    return [_measurement(a, np.array(t), peak) for a, t in zip(artefacts, taken, strict=True)]
+    return taken
 
 
 def _rounds(artefacts: Sequence[Artefact], taken: list[list[float]], repeats: int) -> None:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,31 @@ def machine() -> str:
     return f"{name or platform.processor() or platform.machine()}, {cores} cores"
 
 
+def machine_of(target: Target) -> str:
+    """The machine that a target runs on: another one where it is remote."""
+    return machine() if target.device is None else target.device.machine
+
+
+def versions(target: Target) -> dict[str, str]:
+    """What decides the speed of a target's files, package by package: what writes them here, what runs them there.
+
+    Example:
+        >>> from secateur.targets.eager import eager
+        >>> versions(eager)["torch"] == str(torch.__version__)
+        True
+    """
+    here = {name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.runtime})}
+    if target.device is None:
+        return here
+    return {**{f"{k} here": v for k, v in here.items() if k != "onnxruntime"}, **dict(target.device.versions)}
+
+
+def present(names: Iterable[str]) -> dict[str, str]:
+    """Versions of torch, secateur and the runtimes of that name, of those that are installed here."""
+    found = {name: _version(name) for name in sorted({"torch", "secateur", "onnxruntime", *names})}
+    return {name: version for name, version in found.items() if version}
+
+
 def latency_key(model: nn.Module, example: Example, target: Target) -> str:
     """The name under which a latency is remembered: model, example, target, threads, machine and versions.
 
@@ -83,8 +109,8 @@ def latency_key(model: nn.Module, example: Example, target: Target) -> str:
         "target": target.name,
         "threads": target.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "machine": machine(),
-        "versions": {name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.name})},
+        "machine": machine_of(target),
+        "versions": versions(target),
     }
     return json.dumps(facts, sort_keys=True)
 
