@@ -12,10 +12,13 @@ from typing import Any, TypeVar
 from torch import nn
 
 from secateur.choose.costs import macs, nbytes, params
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, BudgetError
+from secateur.evidence.running_cost import Running
+from secateur.evidence.running_cost import running as running_of
 from secateur.run.names import nearest, resolve
 from secateur.run.runfile import BudgetText, RecoverText, RunFile
 from secateur.targets.eager import with_threads
+from secateur.targets.energy import energy, meter_for
 from secateur.targets.latency import latency
 from secateur.train.recovery import Recovery
 from secateur.types import Batches, Budget, Criterion, Example, Limits, Target
@@ -80,16 +83,26 @@ def limits(run: RunFile) -> Limits:
     )
 
 
-def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | None) -> Budget:
-    """The budget on a model; a latency is measured here.
+def budget(
+    text: BudgetText, model: nn.Module, example: Example, on: Target | None, watts: float | None = None
+) -> Budget:
+    """The budget on a model; a latency and an energy are measured here.
 
     Raises:
-        ArgumentError: a latency budget without a target. TargetError: the target refuses the model.
+        ArgumentError: a latency or energy budget without a target. TargetError: the target refuses the model.
+        BudgetError: an energy budget where joules can only be estimated.
     """
     if text.cost == "latency":
         if on is None:
             raise ArgumentError("a latency budget is measured on a target: add --target onnxruntime or eager")
         cost = latency(model, example, on)
+    elif text.cost == "energy":
+        if on is None:
+            raise ArgumentError("an energy budget is measured on a target: add --target onnxruntime or eager")
+        meter = meter_for(model, watts)
+        if not meter.measured:  # said before anything slow begins
+            raise BudgetError(meter.refusal)
+        cost = energy(model, example, on, meter)
     elif text.cost == "macs":
         cost = macs(model, example)
     else:
@@ -98,6 +111,22 @@ def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | No
         return Budget.of_dense(cost, text.fraction)
     assert text.limit is not None
     return Budget(cost, text.limit)
+
+
+def running(run: RunFile, model: nn.Module) -> Running | None:
+    """What the report is to say about energy, CO2 and price; None for nothing.
+
+    Raises:
+        ArgumentError: no such country. TargetError: there is no source of joules.
+    """
+    return running_of(
+        model,
+        energy=run.energy,
+        watts=run.watts,
+        country=run.country,
+        price_per_hour=run.price_per_hour,
+        price_per_kwh=run.price_per_kwh,
+    )
 
 
 def recoveries(
