@@ -228,11 +228,10 @@ def _running_rows(
     running: Running | None,
 ) -> list[Row]:
     """What running costs, where that was asked for or is the budget."""
-    seconds = [m.median for m in pair]
     if budget.cost.name != "energy" or not _same(budget.cost.target, target):
-        return [] if running is None else running_rows(running, artefacts, seconds, label)
+        return [] if running is None else running_rows(running, artefacts, pair, label)
     asked = dataclasses.replace(running or Running(), meter=budget.cost.meter)
-    return running_rows(asked, artefacts, seconds, label, budget.limit, budget.fraction, TOLERANCE)
+    return running_rows(asked, artefacts, pair, label, budget.limit, budget.fraction, TOLERANCE)
 
 
 def _timing(name: str, m: Measurement) -> dict[str, Any]:

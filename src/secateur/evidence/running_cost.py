@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
 
 from secateur.errors import ArgumentError, TargetError
-from secateur.targets.energy import Energy, measure_energy, meter_for
-from secateur.targets.meters import Meter
-from secateur.types import Artefact, Row
+from secateur.targets.energy import Energy, measure_energy
+from secateur.targets.meters import Meter, find_meter
+from secateur.types import Artefact, Measurement, Row
 
 KWH = 3.6e6
 """Joules in a kilowatt-hour."""
@@ -50,15 +50,19 @@ def grid(country: str, table: Path | str | None = None) -> Grid:
         ArgumentError: no such country. TargetError: codecarbon is not installed.
     """
     file, source = (Path(table), "") if table is not None else _table()
-    countries = json.loads(file.read_text(encoding="utf-8"))
+    countries = {
+        k: v
+        for k, v in json.loads(file.read_text(encoding="utf-8")).items()
+        if isinstance(v.get("carbon_intensity"), (int, float))
+    }
     code = country.strip().upper()
-    found = countries.get(code)
-    if not isinstance(found, dict) or not isinstance(found.get("carbon_intensity"), (int, float)):
-        near = [c for c in sorted(countries) if c.startswith(code[:2])] or sorted(countries)[:3]
+    if code not in countries:
+        near = [c for c in sorted(countries) if code and c.startswith(code[:2])] or sorted(countries)
         raise ArgumentError(
-            f"country {country!r} is not in codecarbon's table of {len(countries)}: write an ISO code of three letters, "
-            f"such as {', '.join(near[:5])}"
+            f"country {country!r} is not in the table of {len(countries)}: write an ISO code of three letters, such as "
+            f"{', '.join(near[:3])}"
         )
+    found = countries[code]
     grams, year = float(found["carbon_intensity"]), int(found.get("year", 0))
     return Grid(code, str(found.get("country_name", code)), grams, year, source or file.name)
 
@@ -135,8 +139,7 @@ class Running:
 
 
 def running(
-    model: nn.Module,
-    *,
+    device: torch.device | str = "cpu",
     energy: bool = False,
     watts: float | None = None,
     country: str | None = None,
@@ -146,7 +149,7 @@ def running(
     """What was asked for, its meter found and its table read; None where nothing was.
 
     Args:
-        model: decides the device.
+        device: where the model runs.
         energy: whether joules are wanted.
         watts: the power drawn, for where no counter can be read.
         country: ISO code of three letters, for CO2.
@@ -160,13 +163,13 @@ def running(
     if not metered and price_per_hour is None:
         return None
     place = None if country is None else grid(country)
-    return Running(meter_for(model, watts) if metered else None, place, price_per_hour, price_per_kwh)
+    return Running(find_meter(device, watts) if metered else None, place, price_per_hour, price_per_kwh)
 
 
 def running_rows(
     asked: Running,
     artefacts: Sequence[Artefact],
-    seconds: Sequence[float],
+    timings: Sequence[Measurement],
     label: str,
     limit: float | None = None,
     fraction: float | None = None,
@@ -177,7 +180,7 @@ def running_rows(
     Args:
         asked: what the report is to say.
         artefacts: dense and pruned.
-        seconds: a run of each.
+        timings: of each.
         label: where they run.
         limit: joules that the pruned one was to meet. fraction: of the dense one's, instead.
         tolerance: by which a measured figure may exceed it.
@@ -186,39 +189,53 @@ def running_rows(
         TargetError: as `measure_energy`.
     """
     rows: list[Row] = []
+    spread = [0.0]
     joules, batch, basis = [0.0, 0.0], artefacts[0].batch, ""
     if asked.meter is not None:
         pair = measure_energy(artefacts, asked.meter)
+        spread = [e.spread for e in pair]
         joules, basis = [e.median for e in pair], "measured" if asked.meter.measured else "estimated"
         wanted = limit if fraction is None else fraction * joules[0]
         ok = None if wanted is None else joules[1] <= (1 + tolerance) * wanted
-        rows.append(Row(f"energy a run, {label}", "J", *joules, wanted, ok, note=energy_note(pair)))
+        rows.append(Row(f"energy a run, {label}", "J", joules[0], joules[1], wanted, ok, note=energy_note(pair)))
         for part in pair[0].apart:
             both = [float(np.median(e.apart[part])) for e in pair]
-            rows.append(Row(f"energy a run of {part}, {label}", "J", *both, note=f"{basis}, beside the above"))
+            rows.append(
+                Row(f"energy a run of {part}, {label}", "J", both[0], both[1], note=f"{basis}, beside the above")
+            )
     if asked.grid is not None:
         g = asked.grid
         both = [co2_per_million(j, batch, g.grams) for j in joules]
         note = f"estimated: energy {basis}, {g.grams:g} g a kWh in {g.name} ({g.year}, {g.source})"
-        rows.append(Row(f"CO2 of a million inferences, {label}", "g", *both, note=note))
+        note += _noise(both, spread)
+        rows.append(Row(f"CO2 of a million inferences, {label}", "g", both[0], both[1], note=note))
     if asked.terms:
         prices = asked.price_per_hour or 0.0, asked.price_per_kwh or 0.0
-        both = [cost_per_million(s, j, batch, *prices) for s, j in zip(seconds, joules, strict=True)]
+        both = [
+            cost_per_million(s, j, batch, *prices) for s, j in zip([t.median for t in timings], joules, strict=True)
+        ]
         note = f"at {asked.terms}" + (f", energy {basis}" if asked.price_per_kwh is not None else "")
-        rows.append(Row(f"price of a million inferences, {label}", "", *both, note=note))
+        spread = spread * (asked.price_per_kwh is not None)
+        note += _noise(both, [*spread, *(t.spread for t in timings if asked.price_per_hour is not None)])
+        rows.append(Row(f"price of a million inferences, {label}", "", both[0], both[1], note=note))
     return rows
 
 
 def energy_note(found: Sequence[Energy]) -> str:
     """Where joules come from, how far they spread, and whether a difference is within that."""
-    spread = max(e.spread for e in found)
-    words = [found[0].meter.label, "gross", f"spread {spread:.1%}"]
-    if abs(found[-1].median / found[0].median - 1) <= spread and len(found) > 1:
-        words.append("within noise")
-    return "; ".join([*words, *dict.fromkeys(e.note for e in found if e.note)])
+    spread = [e.spread for e in found]
+    words = [found[0].meter.label, "gross", f"spread {max(spread):.1%}", *(e.note for e in found if e.note)]
+    return "; ".join(dict.fromkeys(words)) + _noise([e.median for e in found], spread)
 
 
-def running_facts(asked: Running, artefacts: Sequence[Artefact], seconds: Sequence[float]) -> list[dict[str, Any]]:
+def _noise(both: Sequence[float], spread: Sequence[float]) -> str:
+    lost = len(both) > 1 and both[0] > 0 and abs(both[-1] / both[0] - 1) <= max(spread)
+    return "; within noise" if lost else ""
+
+
+def running_facts(
+    asked: Running, artefacts: Sequence[Artefact], timings: Sequence[Measurement]
+) -> list[dict[str, Any]]:
     """What running each artefact costs, as plain data."""
     found = None if asked.meter is None else measure_energy(artefacts, asked.meter)
     facts: list[dict[str, Any]] = []
@@ -227,13 +244,18 @@ def running_facts(asked: Running, artefacts: Sequence[Artefact], seconds: Sequen
         joules = 0.0 if found is None else found[i].median
         if found is not None:
             e = found[i]
-            told |= {"energy_j": joules, "energy_spread": e.spread, "energy_source": e.meter.label}
+            told |= {
+                "energy_j": joules,
+                "energy_spread": e.spread,
+                "energy_source": e.meter.label,
+                "energy_note": e.note,
+            }
         if asked.grid is not None:
             told |= {"co2_g_per_million": co2_per_million(joules, artefact.batch, asked.grid.grams)}
             told |= {"co2_source": f"{asked.grid.name}, {asked.grid.year}, {asked.grid.source}"}
         if asked.terms:
             prices = asked.price_per_hour or 0.0, asked.price_per_kwh or 0.0
-            told |= {"price_per_million": cost_per_million(seconds[i], joules, artefact.batch, *prices)}
+            told |= {"price_per_million": cost_per_million(timings[i].median, joules, artefact.batch, *prices)}
         facts.append(told)
     return facts
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from torch import nn
 
 from secateur.choose.costs import macs, nbytes, params
-from secateur.errors import ArgumentError, BudgetError
+from secateur.errors import ArgumentError
 from secateur.evidence.running_cost import Running
 from secateur.evidence.running_cost import running as running_of
 from secateur.run.names import nearest, resolve
 from secateur.run.runfile import BudgetText, RecoverText, RunFile
 from secateur.targets.eager import with_threads
-from secateur.targets.energy import energy, meter_for
+from secateur.targets.energy import counter_for, device_of, energy
 from secateur.targets.latency import latency
 from secateur.train.recovery import Recovery
 from secateur.types import Batches, Budget, Criterion, Example, Limits, Target
@@ -83,9 +83,7 @@ def limits(run: RunFile) -> Limits:
     )
 
 
-def budget(
-    text: BudgetText, model: nn.Module, example: Example, on: Target | None, watts: float | None = None
-) -> Budget:
+def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | None) -> Budget:
     """The budget on a model; a latency and an energy are measured here.
 
     Raises:
@@ -99,10 +97,7 @@ def budget(
     elif text.cost == "energy":
         if on is None:
             raise ArgumentError("an energy budget is measured on a target: add --target onnxruntime or eager")
-        meter = meter_for(model, watts)
-        if not meter.measured:  # said before anything slow begins
-            raise BudgetError(meter.refusal)
-        cost = energy(model, example, on, meter)
+        cost = energy(model, example, on, counter_for(model))
     elif text.cost == "macs":
         cost = macs(model, example)
     else:
@@ -119,14 +114,7 @@ def running(run: RunFile, model: nn.Module) -> Running | None:
     Raises:
         ArgumentError: no such country. TargetError: there is no source of joules.
     """
-    return running_of(
-        model,
-        energy=run.energy,
-        watts=run.watts,
-        country=run.country,
-        price_per_hour=run.price_per_hour,
-        price_per_kwh=run.price_per_kwh,
-    )
+    return running_of(device_of(model), run.energy, run.watts, run.country, run.price_per_hour, run.price_per_kwh)
 
 
 def recoveries(

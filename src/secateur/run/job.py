@@ -61,7 +61,7 @@ def execute(
     result = prune(
         model,
         example,
-        budget=assemble.budget(arguments.budget, model, example, on, arguments.watts),
+        budget=assemble.budget(arguments.budget, model, example, on),
         criterion=criterion,
         allocation=allocation,
         batches=data,

@@ -77,8 +77,7 @@ class RecoverText:
 
 
 def parse_budget(text: str) -> BudgetText:
-    """Read a budget: ``latency=50%``, ``latency=8ms``, ``params=10M``, ``macs=300M``, ``nbytes=4MB``,
-    ``energy=5mJ``.
+    """Read a budget: ``latency=50%``, ``latency=8ms``, ``params=10M``, ``macs=300M``, ``nbytes=4MB``, ``energy=5mJ``.
 
     ``MB`` is 10^6 bytes, ``MiB`` 2^20, ``mJ`` millijoules. The case of a unit does not matter.
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.errors import TargetError
+from secateur.errors import BudgetError, TargetError
 from secateur.graph.couple import Groups
 from secateur.graph.shells import no_garbage_collection
 from secateur.targets.latency import latency
 from secateur.targets.measure import NOISY
 from secateur.targets.memory import latency_key, recall, remember
-from secateur.targets.meters import Meter, Reading, find_meter
+from secateur.targets.meters import Meter, Reading, find_counter, find_meter
 from secateur.types import Artefact, Cost, Example, Floats, Keep, Target
 
 BLOCKS = 9
@@ -156,14 +156,24 @@ def _energy(artefact: Artefact, runs: int, taken: Sequence[tuple[float, Reading]
     return Energy(artefact.target, parts[first], seconds, runs, meter, artefact.threads, artefact.batch, apart)
 
 
-def meter_for(model: nn.Module, power: float | None = None) -> Meter:
-    """The best source of joules where a model lies: `find_meter` of its first tensor's device.
+def counter_for(model: nn.Module) -> Meter:
+    """What measures joules where a model lies.
 
     Raises:
-        TargetError: there is none; says what was looked for.
+        BudgetError: nothing does, so that no energy can be a budget; says what was looked for, and what to do.
     """
+    try:
+        return find_counter(device_of(model))
+    except TargetError as e:
+        raise BudgetError(
+            f"energy can be a budget only where a counter measures it: {e}. Or set a budget on latency"
+        ) from e
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lies, by its first tensor."""
     tensors = [*model.parameters(), *model.buffers()]
-    return find_meter(tensors[0].device if tensors else torch.device("cpu"), power)
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def energy(
@@ -193,7 +203,7 @@ def energy(
         >>> cost.name, cost.unit, cost.dense > 0, cost.meter.label
         ('energy', 'J', True, 'estimated: 15 W as stated, times seconds')
     """
-    found = meter_for(model) if meter is None else meter
+    found = find_meter(device_of(model)) if meter is None else meter
     timed = latency(model, example, target)
     assert timed.build is not None
     metered = _Metered(model, example, target, blocks, timed.build, found)

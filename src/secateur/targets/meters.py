@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -280,6 +280,16 @@ def _proportional(name: str, source: str, power: float, clock: Callable[[], floa
     return Meter(name, False, source, 0.05, opened)
 
 
+def find_counter(device: torch.device | str = "cpu", root: Path | str = POWERCAP) -> Meter:
+    """The counter that measures a device: `nvml` of a CUDA device, else `rapl`.
+
+    Raises:
+        TargetError: it is not there, or may not be read; says what to do.
+    """
+    device = torch.device(device)
+    return nvml(_uuid(device)) if device.type == "cuda" else rapl(root)
+
+
 def find_meter(device: torch.device | str = "cpu", power: float | None = None, root: Path | str = POWERCAP) -> Meter:
     """The best source of joules for a device: its counter, else the power stated, else codecarbon's model.
 
@@ -291,24 +301,17 @@ def find_meter(device: torch.device | str = "cpu", power: float | None = None, r
     Raises:
         TargetError: there is none; says what was looked for and what to do about each.
     """
-    device = torch.device(device)
-    gpu = device.type == "cuda"
-    tried: list[str] = []
-    ways: list[Callable[[], Meter]] = [(lambda: nvml(_uuid(device))) if gpu else (lambda: rapl(root))]
-    if power is not None:
-        ways.append(lambda: watts(power))
-    elif not gpu:
-        ways.append(codecarbon)
-    for way in ways:
-        try:
-            made = way()
-        except TargetError as e:
-            tried.append(str(e))
-            continue
-        if made.measured:
-            return made
-        return Meter(made.name, False, made.source, made.window, made.open, f"Looked for: {'; '.join(tried)}")
-    raise TargetError(f"no source of joules: {'; '.join(tried)}. State the power drawn: --watts 15, sc.watts(15)")
+    try:
+        return find_counter(device, root)
+    except TargetError as e:
+        tried = str(e)
+    try:
+        if power is None and torch.device(device).type == "cuda":
+            raise TargetError("codecarbon has no model of this device")
+        made = codecarbon() if power is None else watts(power)
+    except TargetError as e:
+        raise TargetError(f"no source of joules: {tried}; {e}. Or state the power drawn: --watts 15, watts=15") from e
+    return replace(made, why=f"Looked for: {tried}")
 
 
 def _uuid(device: torch.device) -> str:
