@@ -149,7 +149,7 @@ def _energy(artefact: Artefact, runs: int, taken: Sequence[tuple[float, Reading]
     if parts[first].min() <= 0:
         raise TargetError(
             f"energy: {meter.source} did not move over a block of {runs} runs of {artefact.target}: give a longer "
-            "window, or another meter such as sc.watts(15)"
+            "window, or another meter such as secateur.targets.meters.watts(15)"
         )
     seconds = np.array([s for s, _ in taken]) / runs
     apart = {part: parts[part] for part in others}
