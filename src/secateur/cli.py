@@ -23,13 +23,18 @@ from secateur.cli_common import (
     OK,
     UNVERIFIED,
     USAGE,
+    Country,
     Data,
+    Energy,
     Example_,
     Json,
     Model,
+    PriceHour,
+    PriceKwh,
     Seed,
     TargetName,
     Threads,
+    Watts,
     log,
     pairs,
     print_json,
@@ -128,6 +133,11 @@ def prune(
     run: Annotated[str | None, typer.Option(help="YAML file with the same arguments; those given here win.")] = None,
     seed: Seed = None,
     threads: Threads = None,
+    energy: Energy = False,
+    watts: Watts = None,
+    country: Country = None,
+    price_per_hour: PriceHour = None,
+    price_per_kwh: PriceKwh = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in the output folder.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -139,7 +149,8 @@ def prune(
         "criterion": criterion, "allocation": allocation, "normalization": normalization, "recover": recover,
         "multiple": multiple, "minimum": minimum, "max_sparsity": max_sparsity, "ignore": ignore,
         "by_kind": pairs("--by-kind", by_kind, int), "per_group": pairs("--per-group", per_group, float),
-        "batch_size": batch_size, "seed": seed, "threads": threads,
+        "batch_size": batch_size, "seed": seed, "threads": threads, "energy": energy or None, "watts": watts,
+        "country": country, "price_per_hour": price_per_hour, "price_per_kwh": price_per_kwh,
     }  # fmt: skip
     explicit = {k: v for k, v in given.items() if v is not None and v != []}
     where = f"run file {run}" if run else "arguments"
@@ -183,19 +194,28 @@ def measure(
     data: Data = None,
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; every round runs each model once.")] = 50,
+    energy: Energy = False,
+    watts: Watts = None,
+    country: Country = None,
+    price_per_hour: PriceHour = None,
+    price_per_kwh: PriceKwh = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Time models against each other in one run; the first is what the others are compared with."""
+    from secateur.evidence.running_cost import running
     from secateur.run.assemble import target as target_of
-    from secateur.run.subjects import facts, timed, timings
+    from secateur.run.subjects import costs, facts, timed, timings
 
     seed_(seed or 0)
-    found = timed(models, target_of(target or "onnxruntime", threads or 1), example, data, repeats)
+    asked = running("cpu", energy, watts, country, price_per_hour, price_per_kwh)
+    found, more = timed(models, target_of(target or "onnxruntime", threads or 1), example, data, repeats, asked)
     if as_json:
-        print_json(facts(models, found))
-    else:
-        Console().print(timings(models, found))
+        print_json([told | cost for told, cost in zip(facts(models, found), more, strict=True)])
+        return
+    Console().print(timings(models, found))
+    if asked is not None:
+        Console().print(costs(models, more))
 
 
 @app.command(epilog=EXITS)

@@ -31,6 +31,11 @@ Example_ = Annotated[
     ),
 ]
 Data = Annotated[str | None, typer.Option("--data", help="module:callable, or a .npy, .npz or .safetensors file.")]
+Energy = Annotated[bool, typer.Option("--energy", help="Also tell joules a run: measured where a counter is.")]
+Watts = Annotated[float | None, typer.Option(help="Power drawn, an estimate for where no counter can be read.")]
+Country = Annotated[str | None, typer.Option(help="ISO code such as FRA: the CO2 of a million inferences.")]
+PriceHour = Annotated[float | None, typer.Option(help="Of the machine: the price of a million inferences.")]
+PriceKwh = Annotated[float | None, typer.Option(help="Of electricity, for the same.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn. (default: 0)")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the target. (default: 1)")]

@@ -15,6 +15,7 @@ from secateur.errors import BudgetError, PlanError
 
 if TYPE_CHECKING:
     from secateur.graph.couple import Groups
+    from secateur.targets.meters import Meter
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
 """A tensor, a tuple of positional arguments, or a dict of keyword arguments of ``model.forward``."""
@@ -284,13 +285,15 @@ class Cost:
     """What a budget limits.
 
     Attributes:
-        name: ``params``, ``macs``, ``nbytes``, ``latency``. unit: ``""``, ``"MAC"``, ``"B"``, ``"s"``.
+        name: ``params``, ``macs``, ``nbytes``, ``latency``, ``energy``.
+        unit: ``""``, ``"MAC"``, ``"B"``, ``"s"``, ``"J"``.
         dense: the value of the uncut model.
         of: ``(groups, keep) -> value``: exact for counts, predicted for latency.
         build: for measured costs, ``model -> Artefact`` on the target, exported once for the same content; else None.
         measured: for measured costs, ``(cut model, again) -> value``, remembered, a second timing (``again``) apart
             from the first; None for exact ones.
         target: where a measured cost is measured. example: what on.
+        meter: where the joules of an energy come from, else None; an estimate cannot be a budget.
     """
 
     name: str
@@ -301,6 +304,7 @@ class Cost:
     measured: Callable[[nn.Module, bool], float] | None = None
     target: Target | None = None
     example: Example | None = None
+    meter: Meter | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,6 +326,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", float(self.limit))
+        if self.cost.meter is not None and not self.cost.meter.measured:
+            raise BudgetError(self.cost.meter.refusal)
         if not np.isfinite(self.limit) or self.limit <= 0:
             raise BudgetError(f"budget on {self.cost.name}: limit must be positive and finite, got {self.limit}")
 

@@ -19,6 +19,7 @@ from torch import nn
 from secateur.calling import run
 from secateur.digest import model_hash
 from secateur.evidence.quality import Figure
+from secateur.evidence.running_cost import Running, running_rows
 from secateur.evidence.verify import verify
 from secateur.export.prepare import array, output_tensors, snapshot
 from secateur.graph.couple import Groups
@@ -83,6 +84,7 @@ def report_of(
     target: Target | None,
     stages: Sequence[StageLike],
     rules: Mapping[str, Rule] | None = None,
+    running: Running | None = None,
 ) -> Report:
     """Verify, measure, and put everything into one report."""
     checked = verify(model, plan, small, example, rules=rules)
@@ -92,7 +94,7 @@ def report_of(
         _size("MACs", "MAC", groups.macs(full), groups.macs(plan.keep), budget, "macs"),
         _size("bytes of weights", "B", groups.nbytes(full), groups.nbytes(plan.keep), budget, "nbytes"),
     ]
-    timed, measurements, parity = _measured(model, small, example, budget, target)
+    timed, measurements, parity = _measured(model, small, example, budget, target, running)
     rows += timed + quality_rows(stages[0].quality, stages[-1].quality) + list(checked.rows)
     ok = all(r.ok is not False for r in rows) and all(p["ok"] for p in parity)
     sections: dict[str, Any] = {
@@ -145,7 +147,12 @@ def _size(what: str, unit: str, dense: float, pruned: float, budget: Budget, cos
 
 
 def _measured(
-    model: nn.Module, small: nn.Module, example: Example, budget: Budget, target: Target | None
+    model: nn.Module,
+    small: nn.Module,
+    example: Example,
+    budget: Budget,
+    target: Target | None,
+    running: Running | None = None,
 ) -> tuple[list[Row], list[dict[str, Any]], list[dict[str, Any]]]:
     """Dense and pruned exported and timed in one interleaved run, on the budget's target and any other."""
     rows: list[Row] = []
@@ -159,6 +166,7 @@ def _measured(
         pair = measure(artefacts, repeats=80, peak=True)
         label = f"{t.name}, {t.threads} threads" if twice else t.name
         rows += _timed_rows(label, t, pair[0], pair[1], budget)
+        rows += _running_rows(label, t, artefacts, pair, budget, running)
         for name, timing, net, a in zip(("dense", "pruned"), pair, (model, small), artefacts, strict=True):
             found.append(_timing(name, timing))
             error = difference(net, a, on)
@@ -200,10 +208,7 @@ def difference(model: nn.Module, artefact: Artefact, example: Example) -> float:
 def _timed_rows(label: str, target: Target, dense: Measurement, pruned: Measurement, budget: Budget) -> list[Row]:
     note = compare(dense, pruned).words()
     asked = ok = None
-    if budget.cost.target is not None and (budget.cost.target.name, budget.cost.target.threads) == (
-        target.name,
-        target.threads,
-    ):
+    if budget.cost.name == "latency" and _same(budget.cost.target, target):
         asked = budget.limit if budget.fraction is None else budget.fraction * dense.median
         ok = pruned.median <= (1 + TOLERANCE) * asked
     rows = [
@@ -215,6 +220,25 @@ def _timed_rows(label: str, target: Target, dense: Measurement, pruned: Measurem
     if dense.peak_bytes and pruned.peak_bytes:
         rows.append(Row(f"peak memory, {label}", "B", float(dense.peak_bytes), float(pruned.peak_bytes)))
     return rows
+
+
+def _same(one: Target | None, other: Target) -> bool:
+    return one is not None and (one.name, one.threads) == (other.name, other.threads)
+
+
+def _running_rows(
+    label: str,
+    target: Target,
+    artefacts: Sequence[Artefact],
+    pair: Sequence[Measurement],
+    budget: Budget,
+    running: Running | None,
+) -> list[Row]:
+    """What running costs, where that was asked for or is the budget."""
+    if budget.cost.name != "energy" or not _same(budget.cost.target, target):
+        return [] if running is None else running_rows(running, artefacts, pair, label)
+    asked = dataclasses.replace(running or Running(), meter=budget.cost.meter)
+    return running_rows(asked, artefacts, pair, label, budget.limit, budget.fraction, TOLERANCE)
 
 
 def _timing(name: str, m: Measurement) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from secateur.types import Report, Row
 
 Family = Literal["size", "latency", "quality", "check"]
 _CHECKS = ("masked", "control", "shapes", "order", "shrunk", "outputs")
+_LESS = ("B", "MAC", "MACs", "J", "g")
 _STEPS = {"": ("", "k", "M", "G", "T"), "B": (" B", " kB", " MB", " GB", " TB")}
 _FRACTIONS = ((1 / 4, "A quarter of"), (1 / 3, "A third of"), (1 / 2, "Half"), (2 / 3, "Two thirds of"))
 
@@ -40,6 +41,8 @@ def quantity(x: float | None, unit: str = "", n: int = 3) -> str:
     Example:
         >>> quantity(0.0451, "s"), quantity(90.9e6, "B"), quantity(22_713_216, ""), quantity(1.36e9, "MAC")
         ('45.1 ms', '90.9 MB', '22.7 M', '1.36 GMAC')
+        >>> quantity(0.00512, "J"), quantity(2.5, "J")
+        ('5.12 mJ', '2.50 J')
         >>> quantity(0.91, ""), quantity(94.26, "%"), quantity(None), quantity(12, "")
         ('0.910', '94.3 %', '–', '12')
     """
@@ -51,6 +54,8 @@ def quantity(x: float | None, unit: str = "", n: int = 3) -> str:
         return duration(x, n)
     if unit in ("B", "MAC", "MACs") or (unit == "" and float(x).is_integer() and abs(x) >= 1000):
         return _scaled(x, "B" if unit == "B" else "", n) + ("MAC" if unit.startswith("MAC") else "")
+    if unit == "J":
+        return _joules(x, n)
     if unit == "":
         return decimal(x) if not float(x).is_integer() else str(int(x))
     return f"{digits(x, n)} {unit}"
@@ -63,6 +68,14 @@ def _scaled(x: float, unit: str, n: int) -> str:
         value, level = value / 1000, level + 1
     text = str(int(value)) if level == 0 and value.is_integer() else digits(value, n)
     return text + steps[level] if unit == "B" else f"{text} {steps[level]}"
+
+
+def _joules(x: float, n: int) -> str:
+    size = float(f"{abs(x):.{n - 1}e}")
+    for scale, name in ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")):
+        if size >= scale:
+            return f"{digits(x / scale, n)} {name}"
+    return "0 J" if x == 0 else f"{digits(x / 1e-9, n)} nJ"
 
 
 def duration(x: float, n: int = 3) -> str:
@@ -121,7 +134,7 @@ def family(row: Row) -> Family:
     name = row.what.lower()
     if row.unit == "s":
         return "latency"
-    if row.unit in ("B", "MAC", "MACs") or name.startswith(("param", "mac", "bytes", "size", "peak")):
+    if row.unit in _LESS or name.startswith(("param", "mac", "bytes", "size", "peak", "price of")):
         return "size"
     checked = row.dense is None and row.ok is not None and name.startswith(_CHECKS)
     return "check" if row.unit == "relative" or checked else "quality"
@@ -172,7 +185,10 @@ def gloss(row: Row) -> str:
     if kind == "latency" and f"{ratio:.2f}" != "1.00":
         return f"{1 / ratio:.2f}× faster" if ratio < 1 else f"{ratio:.2f}× slower"
     if kind == "size" and f"{ratio:.2f}" != "1.00":
-        return f"{percent(1 - ratio)} smaller" if ratio < 1 else f"{percent(ratio - 1)} larger"
+        less, more = (
+            ("less", "more") if row.unit in ("J", "g") or row.what.startswith("price") else ("smaller", "larger")
+        )
+        return f"{percent(1 - ratio)} {less}" if ratio < 1 else f"{percent(ratio - 1)} {more}"
     return ""
 
 

@@ -13,9 +13,12 @@ from torch import nn
 
 from secateur.choose.costs import macs, nbytes, params
 from secateur.errors import ArgumentError
+from secateur.evidence.running_cost import Running
+from secateur.evidence.running_cost import running as running_of
 from secateur.run.names import nearest, resolve
 from secateur.run.runfile import BudgetText, RecoverText, RunFile
 from secateur.targets.eager import with_threads
+from secateur.targets.energy import counter_for, device_of, energy
 from secateur.targets.latency import latency
 from secateur.targets.remote import remote
 from secateur.train.recovery import Recovery
@@ -90,15 +93,20 @@ def limits(run: RunFile) -> Limits:
 
 
 def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | None) -> Budget:
-    """The budget on a model; a latency is measured here.
+    """The budget on a model; a latency and an energy are measured here.
 
     Raises:
-        ArgumentError: a latency budget without a target. TargetError: the target refuses the model.
+        ArgumentError: a latency or energy budget without a target. TargetError: the target refuses the model.
+        BudgetError: an energy budget where joules can only be estimated.
     """
     if text.cost == "latency":
         if on is None:
             raise ArgumentError("a latency budget is measured on a target: add --target onnxruntime or eager")
         cost = latency(model, example, on)
+    elif text.cost == "energy":
+        if on is None:
+            raise ArgumentError("an energy budget is measured on a target: add --target onnxruntime or eager")
+        cost = energy(model, example, on, counter_for(model))
     elif text.cost == "macs":
         cost = macs(model, example)
     else:
@@ -107,6 +115,15 @@ def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | No
         return Budget.of_dense(cost, text.fraction)
     assert text.limit is not None
     return Budget(cost, text.limit)
+
+
+def running(run: RunFile, model: nn.Module) -> Running | None:
+    """What the report is to say about energy, CO2 and price; None for nothing.
+
+    Raises:
+        ArgumentError: no such country. TargetError: there is no source of joules.
+    """
+    return running_of(device_of(model), run.energy, run.watts, run.country, run.price_per_hour, run.price_per_kwh)
 
 
 def recoveries(

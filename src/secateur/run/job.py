@@ -57,6 +57,7 @@ def execute(
             "plan says what was cut"
         )
     example = load_example(arguments.example, data, model)
+    running = assemble.running(arguments, model)
     result = prune(
         model,
         example,
@@ -70,6 +71,7 @@ def execute(
         normalize=normalize,
         limits=assemble.limits(arguments),
         ignore=tuple(arguments.ignore),
+        running=running,
         tell=tell,
     )
     report = _with_command(result.report, command)

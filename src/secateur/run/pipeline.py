@@ -16,6 +16,7 @@ from secateur.digest import model_hash
 from secateur.errors import ArgumentError, DataError
 from secateur.evidence.gather import environment, report_of
 from secateur.evidence.quality import Figure
+from secateur.evidence.running_cost import Running
 from secateur.graph.couple import Groups, couple
 from secateur.graph.record import trace
 from secateur.graph.rules import RULES, Rule
@@ -66,6 +67,7 @@ def prune(
     ignore: Sequence[str] = (),
     rules: Mapping[str, Rule] = RULES,
     quality: Quality | None = None,
+    running: Running | None = None,
     tell: Callable[[str], None] = lambda words: None,
 ) -> Result:
     """Make a smaller model that meets the budget; the given one is left as it was, bit for bit.
@@ -73,7 +75,7 @@ def prune(
     Args:
         model: the dense model.
         example: what its forward takes; latencies are measured on it.
-        budget: `Budget` of a cost: ``params``, ``macs``, ``nbytes``, or a ``latency`` on a target.
+        budget: `Budget` of a cost: ``params``, ``macs``, ``nbytes``, or ``latency`` or ``energy`` on a target.
         criterion: what ranks units.
         allocation: how much goes where.
         batches: calibration data, where the criterion needs it.
@@ -85,6 +87,7 @@ def prune(
         ignore: globs of what must stay whole.
         rules: op table.
         quality: judged before, after the cut, and after every recovery.
+        running: what the report says about energy, CO2 and price on the target (an energy budget is always in it).
         tell: hears what is being done.
 
     Raises:
@@ -112,7 +115,7 @@ def prune(
     plan = meet(model, scores, budget, allocation, limits or Limits(), made, tell)
     small, stages = _carry_out(model, plan, steps, quality, tell, before)
     tell("verifying and measuring")
-    report = report_of(model, small, plan, groups, example, budget, target, stages, rules)
+    report = report_of(model, small, plan, groups, example, budget, target, stages, rules, running)
     _check_unchanged(model, before, "measuring it, or its own forward,")
     return Result(small, plan, report, tuple(stages))
 

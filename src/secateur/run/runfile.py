@@ -23,18 +23,20 @@ from pydantic import (
 from secateur.errors import ArgumentError
 from secateur.run.names import nearest
 
-CostName = Literal["params", "macs", "nbytes", "latency"]
+CostName = Literal["params", "macs", "nbytes", "latency", "energy"]
 Kind = Literal["channel", "neuron", "head", "head_dim", "hidden", "expert", "embedding", "width"]
 
 _COUNT = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
-_UNITS = {"params": _COUNT, "macs": _COUNT, "nbytes": _BYTES, "latency": _SECONDS}
+_JOULES = {"j": 1.0, "mj": 1e-3, "uj": 1e-6, "µj": 1e-6, "kj": 1e3, "wh": 3600.0}
+_UNITS = {"params": _COUNT, "macs": _COUNT, "nbytes": _BYTES, "latency": _SECONDS, "energy": _JOULES}
 _WRITTEN = {
     "params": "params=50%, params=10M",
     "macs": "macs=50%, macs=300M",
     "nbytes": "nbytes=50%, nbytes=4MB, nbytes=4MiB",
     "latency": "latency=50%, latency=8ms",
+    "energy": "energy=50%, energy=0.2J, energy=5mJ",
 }
 _BUDGET = r"\s*(?P<cost>\w+)\s*=\s*(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(?P<unit>[A-Za-zµ%]*)\s*"
 
@@ -44,8 +46,8 @@ class BudgetText:
     """A budget as it is written: a fraction of the dense model's cost, or a limit in the cost's own unit.
 
     Attributes:
-        cost: which cost. fraction: of the dense model, in (0, 1], or None. limit: parameters, MACs, bytes or
-            seconds, or None. text: as it was written.
+        cost: which cost. fraction: of the dense model, in (0, 1], or None. limit: parameters, MACs, bytes,
+            seconds or joules, or None. text: as it was written.
     """
 
     cost: str
@@ -75,9 +77,9 @@ class RecoverText:
 
 
 def parse_budget(text: str) -> BudgetText:
-    """Read a budget: ``latency=50%``, ``latency=8ms``, ``params=10M``, ``macs=300M``, ``nbytes=4MB``.
+    """Read a budget: ``latency=50%``, ``latency=8ms``, ``params=10M``, ``macs=300M``, ``nbytes=4MB``, ``energy=5mJ``.
 
-    ``MB`` is 10^6 bytes, ``MiB`` 2^20. The case of a unit does not matter.
+    ``MB`` is 10^6 bytes, ``MiB`` 2^20, ``mJ`` millijoules. The case of a unit does not matter.
 
     Raises:
         ArgumentError: the cost or the unit is unknown, or the number is not positive; says the nearest.
@@ -176,7 +178,9 @@ Budget = Annotated[
     BudgetText,
     BeforeValidator(_budget),
     PlainSerializer(lambda b: b.text, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^\s*(params|macs|nbytes|latency)\s*=", "examples": ["latency=50%"]}),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^\s*(params|macs|nbytes|latency|energy)\s*=", "examples": ["latency=50%"]}
+    ),
 ]
 Recover = Annotated[
     RecoverText,
@@ -200,6 +204,7 @@ Recover = Annotated[
 Checked = TypeVar("Checked", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class RunFile(BaseModel):
@@ -228,12 +233,27 @@ class RunFile(BaseModel):
     ignore: list[str] = Field([], description="globs over parameters, modules or groups that stay whole")
     recover: list[Recover] = Field([], description="stages of recovery, in order")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything that is drawn")
+    energy: bool = Field(False, description="report joules a run on the target")
+    watts: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="power drawn while it runs, an estimate for where no counter can be read"
+    )
+    country: str | None = Field(None, description="ISO code of three letters: report the CO2 of a million inferences")
+    price_per_hour: Price | None = Field(None, description="of the machine: report the price of a million inferences")
+    price_per_kwh: Price | None = Field(None, description="of electricity, for the same")
     out: str | None = Field(None, description="folder for the result")
 
     @model_validator(mode="after")
     def _latency_needs_target(self) -> Self:
         if self.budget.cost == "latency" and self.target is None:
             raise ValueError("a latency budget is measured on a target: say which, such as target: onnxruntime")
+        return self
+
+    @model_validator(mode="after")
+    def _energy_needs_target(self) -> Self:
+        asked = [k for k in ("watts", "country", "price_per_hour", "price_per_kwh") if getattr(self, k) is not None]
+        asked = ["an energy budget"] * (self.budget.cost == "energy") + ["energy"] * self.energy + asked
+        if asked and self.target is None:
+            raise ValueError(f"{asked[0]} needs a target to run on: say which, such as target: onnxruntime")
         return self
 
     def arguments(self) -> dict[str, Any]:

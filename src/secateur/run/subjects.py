@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from rich.text import Text
 from torch import nn
 
 from secateur.errors import ArgumentError
+from secateur.evidence.running_cost import Running, running_facts
+from secateur.evidence.words import decimal, quantity
 from secateur.run.data import load_data, load_example
 from secateur.run.folder import RUN, read_arguments
 from secateur.run.models import load_model
@@ -58,8 +60,15 @@ def model_and_example(spec: str, example: str | None, data: str | None) -> tuple
     return net, load_example(None, None) if found is None else found
 
 
-def timed(specs: Sequence[str], on: Target, example: str | None, data: str | None, repeats: int) -> list[Measurement]:
-    """Time models and ONNX files against each other in one run, all on one example.
+def timed(
+    specs: Sequence[str],
+    on: Target,
+    example: str | None,
+    data: str | None,
+    repeats: int,
+    running: Running | None = None,
+) -> tuple[list[Measurement], list[dict[str, Any]]]:
+    """Time models and ONNX files against each other in one run, all on one example; and tell what running each costs.
 
     Raises:
         ArgumentError: there is no such file, or nothing to run them on.
@@ -74,7 +83,8 @@ def timed(specs: Sequence[str], on: Target, example: str | None, data: str | Non
         else:
             known = load_example(None, None) if given is None else given
             artefacts.append(on.build(nets[spec], known, on.threads))
-    return measure(artefacts, repeats)
+    found = measure(artefacts, repeats)
+    return found, running_facts(running or Running(), artefacts, found)
 
 
 def _file(spec: str, on: Target, example: Example | None) -> Artefact:
@@ -114,4 +124,22 @@ def timings(specs: Sequence[str], found: Sequence[Measurement]) -> Table:
         said = row["against_first"] and row["against_first"]["words"]
         noise = row["note"].partition(":")[0]
         table.add_row(*map(Text, (row["model"], *times, size, "; ".join(filter(None, (said, noise))))))
+    return table
+
+
+def costs(specs: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Table:
+    """What running the models costs, for a terminal; where the figures come from is the caption."""
+    sources = [f.get(k, "") for k in ("energy_source", "energy_note", "co2_source") for f in found]
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+        "energy a run": ("energy_j", lambda v: quantity(v, "J")),
+        "spread": ("energy_spread", lambda v: f"{v:.1%}"),
+        "CO2 a million": ("co2_g_per_million", lambda v: quantity(v, "g")),
+        "price a million": ("price_per_million", decimal),
+    }
+    shown = {name: (key, text) for name, (key, text) in columns.items() if key in found[0]}
+    table = Table("model", caption="; ".join(filter(None, dict.fromkeys(sources))) or None)
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    for spec, facts_ in zip(specs, found, strict=True):
+        table.add_row(*map(Text, (spec, *(text(facts_[key]) for key, text in shown.values()))))
     return table
