@@ -160,7 +160,7 @@ def depth(model: nn.Module, example: Example, subject: str) -> list[Candidate]:
         small = apply(plan, model)
         how = f"sc.apply(sc.drop_layers(model, example, {list(plan.layers)!r}), model)"
         what = f"{name} of the layers dropped ({len(plan.layers)} of {len(free)})"
-        row = Advised(what, "depth", _params(small), _nbytes(small), how)
+        row = Advised(what, "depth", params_of(small), nbytes_of(small), how)
         share = 1 - sum(work.get(p, 0) for p in plan.layers) / max(work[""], 1)
         out.append(Candidate(row, _applied(plan, model), share=share))
     return out
@@ -203,7 +203,7 @@ def _work(model: nn.Module, example: Example) -> dict[str, int]:
 
 def masks(model: nn.Module, subject: str) -> list[Candidate]:
     """2:4, blocks, and single weights anywhere: the smallest weights are zero, the shapes stay."""
-    params, nbytes = _params(model), _nbytes(model)
+    params, nbytes = params_of(model), nbytes_of(model)
     out = []
     tries: list[tuple[str, str, str, Pattern, float]] = [("2:4 sparsity", "2:4", "2:4", nm(2, 4), 0.5)]
     tries += [("Blocks of 4x1, 50% zero", "blocks", "block:4x1", block(4, 1), 0.5)]
@@ -263,7 +263,11 @@ def lower(model: nn.Module, targets: Sequence[Target], subject: str, others: Seq
     out = []
     for t in targets:
         row = Advised(
-            t.name, "lower precision", _params(model), _nbytes(model), f"secateur measure {subject} --target {t.name}"
+            t.name,
+            "lower precision",
+            params_of(model),
+            nbytes_of(model),
+            f"secateur measure {subject} --target {t.name}",
         )
         out.append(Candidate(row, lambda: model, share=1.0, lower=t))
         for c in others:
@@ -276,9 +280,11 @@ def lower(model: nn.Module, targets: Sequence[Target], subject: str, others: Seq
     return out
 
 
-def _params(model: nn.Module) -> int:
+def params_of(model: nn.Module) -> int:
+    """Parameters, shared ones once."""
     return sum(p.numel() for p in model.parameters())
 
 
-def _nbytes(model: nn.Module) -> int:
+def nbytes_of(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, shared ones once."""
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
