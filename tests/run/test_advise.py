@@ -32,8 +32,19 @@ from secateur.evidence.advice import (
 )
 from secateur.run import advise as advise_module
 from secateur.run import stairs as stairs_module
-from secateur.run.advise import Spot, advise, confirm, following
-from secateur.run.candidates import FRACTIONS, MULTIPLES, Candidate, fitting, masks, unaligned, width, widths
+from secateur.run.advise import advise, confirm
+from secateur.run.candidates import (
+    FRACTIONS,
+    MULTIPLES,
+    Candidate,
+    Spot,
+    fitting,
+    following,
+    masks,
+    unaligned,
+    width,
+    widths,
+)
 from secateur.targets import latency as latency_module
 from secateur.targets.measure import Speedup
 from secateur.types import Artefact, Example, Group, Measurement

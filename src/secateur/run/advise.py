@@ -17,9 +17,9 @@ from secateur.evidence.gather import environment
 from secateur.graph.couple import Groups, couple
 from secateur.graph.record import trace
 from secateur.run import candidates as tries
-from secateur.run.candidates import Candidate
+from secateur.run.candidates import MASKS, Candidate, Spot, following
 from secateur.run.stairs import staircase
-from secateur.targets.latency import PROBES, families, latency
+from secateur.targets.latency import latency
 from secateur.targets.measure import Speedup, compare, measure
 from secateur.types import Artefact, Cost, Example, Measurement, Target
 
@@ -28,12 +28,10 @@ SPOT = 2.0
 """Seconds of the dense model's runs in a spot measurement, as long as that makes enough rounds."""
 PROBING, STAIRS = 0.4, 0.15
 """Parts of the time that predictions, and the staircase, may take."""
+PROBES = 4
+"""Whole models that a prediction rests on, at least."""
 FAR, SMALL = 2.0, 0.05
 """A change is far beyond the noise of one timing if it is more than twice that, and than twice 5 %."""
-FIRST = ("widths", "unstructured", "lower precision", "depth", "unaligned widths")
-LAST = ("2:4", "blocks", "lower precision with others")
-"""One of each kind is measured, in this order; kinds of units stand between the two."""
-MASKS = ("unstructured", "2:4", "blocks")
 
 
 def advise(
@@ -89,46 +87,8 @@ def advise(
     return work.advice(found, predicted, basis, steps)
 
 
-@dataclass(frozen=True)
-class Spot:
-    """What a candidate came to: a measurement and the size of its file, or why it was refused."""
-
-    measured: Speedup | None
-    file_bytes: int | None = None
-    refused: str = ""
-    aside: str = ""
-
-
-def following(
-    found: Sequence[Candidate], spots: Mapping[str, Spot], predicted: Mapping[str, float | None]
-) -> tuple[Candidate, ...]:
-    """What is measured next: one of each kind, then by prediction; unaligned widths together with the aligned ones.
-
-    Masks of a kind that did not pay are not measured again: one zero costs what another does. Empty at the end.
-    """
-    left = [c for c in found if c.row.what not in spots]
-    done = {c.row.kind for c in found if c.row.what in spots}
-
-    def rank(c: Candidate) -> tuple[float, int]:
-        ratio = predicted.get(c.row.what)
-        return (math.inf if ratio is None else ratio, c.row.params)
-
-    between = [k for k in dict.fromkeys(c.row.kind for c in found) if k not in FIRST + LAST]
-    vain = {c.row.kind for c in found if c.row.kind in MASKS and c.row.what in spots and not _paid(spots[c.row.what])}
-    new = [[c for c in left if c.row.kind == k] for k in (*FIRST, *between, *LAST) if k not in done]
-    rest = [c for c in left if c.row.kind not in vain]
-    one = next((min(mine, key=rank) for mine in new if mine), min(rest, key=rank, default=None))
-    if one is None:
-        return ()
-    return (one, *(c for c in found if c.row.what == one.row.beside))
-
-
 def _change(speedup: Speedup) -> float:
     return max(speedup.ratio, 1 / speedup.ratio) - 1
-
-
-def _paid(spot: Spot) -> bool:
-    return spot.measured is not None and spot.measured.significant and spot.measured.ratio < 1
 
 
 @dataclass(eq=False)
@@ -237,22 +197,26 @@ class _Work:
         """The latency, where the probes of its prediction take a part of the time only."""
         if groups is None:
             return None
-        probes = min(PROBES, len(families(groups)))
-        if probes * self.longest > PROBING * self.seconds or self.spent + probes * self.longest > self.seconds:
-            self.notes.append(
-                f"Widths are predicted by multiply-accumulates: timing {probes} parts of the model would have taken "
-                f"more than {PROBING:.0%} of the {self.seconds:.0f} s"
-            )
+        until = min(self.spent + PROBING * self.seconds, self.seconds)
+        short = f"Widths are predicted by multiply-accumulates: timing parts of the model takes more than {PROBING:.0%}"
+        short += f" of the {self.seconds:g} s"
+        if self.spent + PROBES * self.longest > until:
+            self.notes.append(short)
             return None
 
         def build(model: nn.Module, example: Example, threads: int) -> Artefact:
-            return self.dense if model is self.model else self.target.build(model, example, threads)
+            if model is self.model:
+                return self.dense
+            if self.spent + self.longest / 2 > until:
+                raise TargetError(short)
+            return self.target.build(model, example, threads)
 
         try:
             cost = latency(self.model, self.example, dataclasses.replace(self.target, build=build), repeats=self.rounds)
             cost.of(groups, groups.all_kept())
-        except (TargetError, PlanError, CoupleError) as error:
-            self.notes.append(f"Widths are predicted by multiply-accumulates: {brief(error)}")
+        except SecateurError as error:
+            told = str(error).removeprefix("Widths are predicted by multiply-accumulates: ")
+            self.notes.append(f"Widths are predicted by multiply-accumulates: {told}")
             return None
         return cost
 

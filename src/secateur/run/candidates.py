@@ -26,6 +26,7 @@ from secateur.graph.depth import survey
 from secateur.graph.surgery import apply
 from secateur.score.criteria import magnitude
 from secateur.score.weights import prunable, saliency, turned
+from secateur.targets.measure import Speedup
 from secateur.types import Example, Group, Keep, Plan, Target
 
 MULTIPLES = (32, 16, 8)
@@ -33,6 +34,10 @@ FRACTIONS = (0.75, 0.5, 0.25)
 SPARSITIES = (0.5, 0.7, 0.9, 0.95)
 WHOLE = ("head", "expert")
 """Kinds whose units are few and large: their counts need no multiples."""
+FIRST = ("widths", "unstructured", "lower precision", "depth", "unaligned widths")
+LAST = ("2:4", "blocks", "lower precision with others")
+"""One of each kind is measured, in this order; kinds of units stand between the two."""
+MASKS = ("unstructured", "2:4", "blocks")
 _NAMES = {
     "channel": "channels",
     "neuron": "neurons",
@@ -59,6 +64,44 @@ class Candidate:
     share: float | None = None
     lower: Target | None = None
     base: str = ""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """What a candidate came to: a measurement and the size of its file, or why it was refused."""
+
+    measured: Speedup | None
+    file_bytes: int | None = None
+    refused: str = ""
+    aside: str = ""
+
+
+def following(
+    found: Sequence[Candidate], spots: Mapping[str, Spot], predicted: Mapping[str, float | None]
+) -> tuple[Candidate, ...]:
+    """What is measured next: one of each kind, then by prediction; unaligned widths together with the aligned ones.
+
+    Masks of a kind that did not pay are not measured again: one zero costs what another does. Empty at the end.
+    """
+    left = [c for c in found if c.row.what not in spots]
+    done = {c.row.kind for c in found if c.row.what in spots}
+
+    def rank(c: Candidate) -> tuple[float, int]:
+        ratio = predicted.get(c.row.what)
+        return (math.inf if ratio is None else ratio, c.row.params)
+
+    between = [k for k in dict.fromkeys(c.row.kind for c in found) if k not in FIRST + LAST]
+    vain = {c.row.kind for c in found if c.row.kind in MASKS and c.row.what in spots and not _paid(spots[c.row.what])}
+    new = [[c for c in left if c.row.kind == k] for k in (*FIRST, *between, *LAST) if k not in done]
+    rest = [c for c in left if c.row.kind not in vain]
+    one = next((min(mine, key=rank) for mine in new if mine), min(rest, key=rank, default=None))
+    if one is None:
+        return ()
+    return (one, *(c for c in found if c.row.what == one.row.beside))
+
+
+def _paid(spot: Spot) -> bool:
+    return spot.measured is not None and spot.measured.significant and spot.measured.ratio < 1
 
 
 def width(group: Group, fraction: float, multiple: int) -> int:

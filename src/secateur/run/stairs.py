@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,6 @@ from secateur.errors import TargetError
 from secateur.evidence.advice import Staircase, Step
 from secateur.export.prepare import snapshot
 from secateur.graph.couple import Groups
-from secateur.targets.latency import families, half_of
 from secateur.targets.measure import compare, measure
 from secateur.types import Artefact, Example, Group, Measurement, Target
 
@@ -79,9 +80,15 @@ def _sentence(timed: dict[int, Measurement], middle: int) -> str:
 def _heaviest(model: nn.Module, groups: Groups) -> tuple[Group, tuple[str, ...]] | None:
     """A group of the family whose halving saves most, with the paths of a layer that makes it and one that takes it."""
     full = groups.all_kept()
-    dense = groups.macs(full)
-    saved = lambda f: dense - groups.macs({**full, **{g.name: half_of(g) for g in f}})  # noqa: E731
-    for family in sorted(families(groups), key=saved, reverse=True):
+    dense, alike = groups.macs(full), dict[tuple[str, int], list[Group]]()
+    for g in groups:
+        alike.setdefault((re.sub(r"\d+", "*", g.name), g.units), []).append(g)
+
+    def saved(family: Sequence[Group]) -> int:
+        half = {g.name: np.arange(g.units) < max(g.units // 2, g.least) for g in family}
+        return int(dense - groups.macs({**full, **half}))
+
+    for family in sorted(alike.values(), key=saved, reverse=True):
         for group in family:
             layers = _layers(model, group)
             if layers and group.units >= FEWEST_UNITS:
