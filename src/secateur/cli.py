@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from secateur.cli_budget import advise
 from secateur.cli_common import (
     BUDGET,
     ERROR,
@@ -273,6 +274,7 @@ def schema(
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
+app.command(epilog=EXITS)(advise)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
