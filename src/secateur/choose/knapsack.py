@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from secateur.errors import PlanError
 from secateur.types import Budget, Floats, Ints, Scores
 
 EFFORT = 3000
-"""Choices that are priced to improve a solution, at most."""
-NEAR = 4
-"""Options up and down from where a group is that are exchanged."""
+"""Choices that are priced to improve a solution, at most; where there are no more, all are."""
+NEAR, WIDE = 4, 64
+"""Options up and down from where a group is that are exchanged, at least; and of all groups together."""
 
 
 def knapsack_with(buckets: int = 4096, rounds: int = 4) -> Allocation:
@@ -69,7 +70,7 @@ def dp(errors: Mapping[str, Mapping[int, float]], states: int = 4096, rounds: in
         >>> import torch, secateur as sc
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> scores = sc.score(net, sc.couple(sc.trace(net, torch.zeros(1, 4))), sc.magnitude)
-        >>> table = {scores.groups[0].name: {2: 1.0, 4: 0.1}}
+        >>> table = {"0:neuron": {2: 1.0, 4: 0.1}}
         >>> sc.allocate(scores, sc.Budget.of_dense(sc.params(net), 0.5), dp(table)).removed
         5
     """
@@ -133,17 +134,16 @@ def least_loss(
         start: around which it is linearised first; uniform widths unless given.
     """
     search = _Search(Prices.of(scores, budget), np.array([p.limit for p in parts_of(budget)]), options, loss)
-    counts = uniform(scores, budget, options) if start is None else start
-    search.offer(counts)
-    aim = search.limits.copy()
-    for _ in range(rounds):
-        tables, fixed = search.prices.tables(loss, options, counts)
-        found = solved(tables, aim - fixed, states)
-        for candidate in found:
-            search.offer(candidate)
-        counts = min(found, key=search.rank)
-        aim *= np.clip(search.limits / search.prices(counts), 0.8, 1.25)
+    search.linearise(uniform(scores, budget, options) if start is None else start, rounds, states)
     search.improve()
+    for _ in range(rounds if start is None else 0):  # around what was found, as long as that finds better
+        before = search.best
+        search.linearise(before, 2, states)
+        if search.best == before:
+            break
+        search.improve()
+    if start is None and search.coupled:
+        search.every()
     return search.best
 
 
@@ -156,8 +156,8 @@ class _Search:
     options: Mapping[str, Ints]
     loss: Mapping[str, Floats]
 
-    def __post_init__(self) -> None:
-        self.best: dict[str, int] = {}
+    best: dict[str, int] = field(default_factory=dict)
+    coupled: bool = False
 
     def total(self, counts: Counts) -> float:
         """The loss of a choice."""
@@ -175,6 +175,28 @@ class _Search:
             return False
         self.best = dict(counts)
         return True
+
+    def linearise(self, counts: Counts, rounds: int, states: int) -> None:
+        """Solve with every group's cost as it is beside the last solution; offer what comes out."""
+        self.offer(counts)
+        aim = self.limits.copy()
+        for _ in range(rounds):
+            tables, fixed = self.prices.tables(self.loss, self.options, counts)
+            found = solved(tables, aim - fixed, states)
+            for candidate in found:
+                self.offer(candidate)
+            counts = min(found, key=self.rank)
+            real = self.prices(counts)
+            told = fixed + np.sum([t.costs[:, 0] for t in tables.values()], axis=0)
+            least = self.prices({n: int(o[0]) for n, o in self.options.items()})
+            self.coupled |= not np.allclose(told, least, rtol=1e-6)
+            aim *= np.clip(self.limits / real, 0.8, 1.25)
+
+    def every(self) -> None:
+        """All choices, where they are few: no linearisation of coupled costs is exact."""
+        if float(np.prod([float(len(o)) for o in self.options.values()])) <= EFFORT:
+            for counts in itertools.product(*(o.tolist() for o in self.options.values())):
+                self.offer(dict(zip(self.options, counts, strict=True)))
 
     def improve(self) -> None:
         """What still fits, and exchanges between two groups, while they help and the effort allows."""
@@ -204,10 +226,11 @@ class _Search:
     def _exchange(self, until: int) -> bool:
         """The first pair of groups, the most valuable first, of which one gets more and the other less."""
         base, up, down = self.prices(self.best), [], []
+        near = max(NEAR, WIDE // len(self.best))
         for n, c in self.best.items():
             o, lost = self.options[n], self.loss[n]
             i = int(np.searchsorted(o, c))
-            for j in {*range(max(i - NEAR, 0), min(i + NEAR + 1, len(o)))} - {i}:
+            for j in {*range(max(i - near, 0), min(i + near + 1, len(o)))} - {i}:
                 gain = float(lost[i] - lost[j])
                 move = (n, int(o[j]), gain, self.prices({**self.best, n: int(o[j])}) - base)
                 (up if gain > 0 else down).append(move)

@@ -18,7 +18,7 @@ Tables: TypeAlias = Mapping[str, Table]
 
 SMALL = 400_000
 """Options times states up to which every sum of costs is told apart."""
-STEPS = 200
+STEPS = 80
 """Of the multipliers of several rooms."""
 
 
@@ -37,7 +37,8 @@ def solved(tables: Tables, room: Floats, states: int = 4096) -> list[Counts]:
     room = np.maximum(room, 0.0)
     if len(room) == 1:
         return [_one(tables, {n: t.costs[0] for n, t in tables.items()}, float(room[0]), states)]
-    scale = 1 / np.maximum(room, 1e-12 * max(float(room.max()), 1e-300))
+    largest = np.sum([t.costs.max(1) for t in tables.values()], axis=0)
+    scale = 1 / np.maximum(room, np.where(largest > 0, 1e-9 * largest, 1.0))
     weights, found = _multipliers(tables, scale)
     for w in [weights, *(0.5 * weights + 0.5 * one for one in np.eye(len(room)))]:
         mixed = {n: (w * scale) @ t.costs for n, t in tables.items()}
