@@ -142,7 +142,7 @@ def least_loss(
         if search.best == before:
             break
         search.improve()
-    if start is None and search.coupled:
+    if start is None:
         search.every()
     return search.best
 
@@ -157,7 +157,6 @@ class _Search:
     loss: Mapping[str, Floats]
 
     best: dict[str, int] = field(default_factory=dict)
-    coupled: bool = False
 
     def total(self, counts: Counts) -> float:
         """The loss of a choice."""
@@ -186,11 +185,7 @@ class _Search:
             for candidate in found:
                 self.offer(candidate)
             counts = min(found, key=self.rank)
-            real = self.prices(counts)
-            told = fixed + np.sum([t.costs[:, 0] for t in tables.values()], axis=0)
-            least = self.prices({n: int(o[0]) for n, o in self.options.items()})
-            self.coupled |= not np.allclose(told, least, rtol=1e-6)
-            aim *= np.clip(self.limits / real, 0.8, 1.25)
+            aim *= np.clip(self.limits / self.prices(counts), 0.8, 1.25)
 
     def every(self) -> None:
         """All choices, where they are few: no linearisation of coupled costs is exact."""

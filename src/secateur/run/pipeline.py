@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.choose.allocate import Allocation, global_
+from secateur.choose.rank import Allocation, global_
 from secateur.digest import model_hash
 from secateur.errors import ArgumentError, DataError
 from secateur.evidence.gather import environment, report_of
