@@ -18,7 +18,7 @@ from secateur.choose.rank import Allocation, keep_best
 from secateur.choose.rank import global_ as global_
 from secateur.choose.rank import uniform as uniform
 from secateur.choose.together import Choices, Counts, fits, reconciled
-from secateur.errors import BudgetError, CoupleError, PlanError
+from secateur.errors import CoupleError, PlanError
 from secateur.graph.couple import Groups
 from secateur.types import Budget, Budgets, Group, Ints, Limits, Plan, Scores
 
@@ -96,7 +96,7 @@ def _about(scores: Scores, budget: Budgets, allocation: Allocation) -> dict[str,
 
 
 def _reachable(choices: Choices, scores: Scores, budget: Budget) -> Counts:
-    """A choice that can be carried out and meets the budget: the least, or on a device where less costs more, others."""
+    """A choice that can be carried out and meets the budget: the least, or where less costs more, another."""
     counts, _ = choices.raised(choices.least)
     parts = parts_of(budget)
 

@@ -22,7 +22,9 @@ def parts_of(budget: Budgets) -> tuple[Budget, ...]:
         raise BudgetError("budget is an empty list; give at least one sc.Budget")
     for b in given:
         if not isinstance(b, Budget):
-            raise BudgetError(f"budget holds {type(b).__name__}, expected sc.Budget, such as sc.Budget.of_dense(cost, 0.5)")
+            raise BudgetError(
+                f"budget holds {type(b).__name__}, expected sc.Budget, such as sc.Budget.of_dense(cost, 0.5)"
+            )
     return tuple(p for b in given for p in (b.parts or (b,)))
 
 

@@ -124,26 +124,33 @@ def least_loss(
     loss: Mapping[str, Floats],
     states: int = 4096,
     rounds: int = 4,
-    start: Counts | None = None,
 ) -> Counts:
     """The choice of least total loss that meets the budget.
 
     Args:
         scores: rank the units. budget: one, or one for several. options: allowed counts, ascending.
-        loss: at each of them. states: of the dynamic program. rounds: linearisations.
-        start: around which it is linearised first; uniform widths unless given.
+        loss: at each of them. states: of the dynamic program. rounds: linearisations, first around uniform widths.
     """
     search = _Search(Prices.of(scores, budget), np.array([p.limit for p in parts_of(budget)]), options, loss)
-    search.linearise(uniform(scores, budget, options) if start is None else start, rounds, states)
+    search.linearise(uniform(scores, budget, options), rounds, states)
     search.improve()
-    for _ in range(rounds if start is None else 0):  # around what was found, as long as that finds better
+    for _ in range(rounds):  # around what was found, as long as that finds better
         before = search.best
         search.linearise(before, 2, states)
         if search.best == before:
             break
         search.improve()
-    if start is None:
-        search.every()
+    search.every()
+    return search.best
+
+
+def improved(
+    scores: Scores, budget: Budget, options: Mapping[str, Ints], loss: Mapping[str, Floats], start: Counts
+) -> Counts:
+    """A choice with what still fits, and after exchanges between two groups; arguments as of `least_loss`."""
+    search = _Search(Prices.of(scores, budget), np.array([p.limit for p in parts_of(budget)]), options, loss)
+    search.offer(start)
+    search.improve()
     return search.best
 
 
@@ -207,7 +214,9 @@ class _Search:
             for n, c in self.best.items():
                 i, o = int(np.searchsorted(self.options[n], c)), self.options[n]
                 gain = float(self.loss[n][i])
-                steps += [(gain - float(self.loss[n][j]), n, int(o[j])) for j in range(i + 1, min(i + 1 + NEAR, len(o)))]
+                steps += [
+                    (gain - float(self.loss[n][j]), n, int(o[j])) for j in range(i + 1, min(i + 1 + NEAR, len(o)))
+                ]
             for _, n, c in sorted(steps, key=lambda s: -s[0]):
                 if self._fits({**self.best, n: c}):
                     self.best[n] = c

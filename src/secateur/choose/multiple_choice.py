@@ -52,7 +52,9 @@ def _one(tables: Tables, costs: Mapping[str, Floats], room: float, states: int) 
     names = list(tables)
     if sum(len(t.counts) for t in tables.values()) * states <= SMALL:
         try:
-            chosen = least_error([costs[n].tolist() for n in names], [tables[n].loss.tolist() for n in names], room, states)
+            chosen = least_error(
+                [costs[n].tolist() for n in names], [tables[n].loss.tolist() for n in names], room, states
+            )
         except PlanError:
             chosen = [int(np.argmin(costs[n])) for n in names]
     else:
@@ -134,7 +136,7 @@ def _several(tables: Tables, room: Floats, states: int) -> Counts | None:
 
 
 def _undominated(costs: Floats, loss: Floats) -> Ints:
-    """Which sums no earlier one, by loss, is no dearer than in every cost; in blocks, and each against a few hundred."""
+    """Which sums are dearer in some cost than each of the first few hundred of no more loss."""
     order = np.lexsort((*costs[::-1], loss))
     sorted_, alive = costs[:, order], np.ones(len(order), bool)
     for i in range(min(len(order), 512)):

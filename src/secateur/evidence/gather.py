@@ -173,9 +173,7 @@ def _same(a: Target, b: Target) -> bool:
     return (a.name, a.threads) == (b.name, b.threads)
 
 
-def _where(
-    target: Target, example: Example, budget: Budget | None
-) -> tuple[Example, Callable[[nn.Module], Artefact]]:
+def _where(target: Target, example: Example, budget: Budget | None) -> tuple[Example, Callable[[nn.Module], Artefact]]:
     """What a model is measured on, and how it gets there: as the budget's own cost has it, where that is its target."""
     cost = None if budget is None else budget.cost
     if cost is not None and cost.build is not None and cost.target == target:

@@ -213,7 +213,7 @@ def _close_in(search: _Search) -> Plan | None:
     for _ in range(STEPS):
         found = search.attempt(aim)
         measured = dense if found is None else found.measured
-        if found is not None and measured * luck <= 1 and NEAR <= max(measured * luck, search.nearness(found)):
+        if found is not None and measured * luck <= 1 and max(measured * luck, search.nearness(found)) >= NEAR:
             mean = search.mean(found)
             if mean <= 1:
                 return found.plan

@@ -223,7 +223,9 @@ class RunFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="secateur run file")
 
     model: str = Field(description="module:factory, a Hugging Face model folder, or a folder that secateur wrote")
-    budget: Budget = Field(description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB; or a list of several")
+    budget: Budget = Field(
+        description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB; or a list of several"
+    )
     data: str | None = Field(None, description="module:callable, or a .npy, .npz or .safetensors file")
     batch_size: Positive = Field(32, description="items in a batch, where data is a file")
     example: str | None = Field(
