@@ -37,6 +37,7 @@ from secateur.cli_common import (
     Threads,
     Watts,
     log,
+    one_or_all,
     pairs,
     print_json,
     progress,
@@ -109,7 +110,8 @@ def prune(
     ctx: typer.Context,
     model: Annotated[str | None, typer.Argument(help=MODEL, show_default=False)] = None,
     budget: Annotated[
-        str | None, typer.Option(help="latency=50%, latency=8ms, params=10M, macs=300M or nbytes=4MB.")
+        list[str] | None,
+        typer.Option(help="latency=50%, latency=8ms, params=10M, macs=300M or nbytes=4MB; several all hold."),
     ] = None,
     target: TargetName = None,
     data: Data = None,
@@ -146,7 +148,7 @@ def prune(
     from secateur.run.runfile import check_arguments, read_run_file
 
     given = {
-        "model": model, "budget": budget, "target": target, "data": data, "out": out, "example": example,
+        "model": model, "budget": one_or_all(budget), "target": target, "data": data, "out": out, "example": example,
         "criterion": criterion, "allocation": allocation, "normalization": normalization, "recover": recover,
         "multiple": multiple, "minimum": minimum, "max_sparsity": max_sparsity, "ignore": ignore,
         "by_kind": pairs("--by-kind", by_kind, int), "per_group": pairs("--per-group", per_group, float),

@@ -83,3 +83,8 @@ def pairs(option: str, values: list[str] | None, kind: type[int] | type[float]) 
         if not name:
             raise ArgumentError(f"{option} {text!r} is not NAME=NUMBER")
     return found
+
+
+def one_or_all(values: list[str] | None) -> str | list[str] | None:
+    """An option that may be repeated: its text if it stands once, else all of them."""
+    return values[0] if values and len(values) == 1 else values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -311,6 +311,11 @@ class Cost:
 class Budget:
     """An upper limit on a cost.
 
+    Attributes:
+        cost: what is limited. limit: in the cost's unit. fraction: of the dense cost, where that is how it was asked.
+        parts: the budgets that all have to hold, where this one stands for several: its cost is then the largest of
+            their costs over their limits, and its limit 1.
+
     Example:
         >>> import secateur as sc, torch
         >>> net = torch.nn.Linear(4, 2)
@@ -323,6 +328,7 @@ class Budget:
     cost: Cost
     limit: float
     fraction: float | None = None
+    parts: tuple[Budget, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", float(self.limit))
@@ -337,6 +343,10 @@ class Budget:
         if not 0 < fraction <= 1:
             raise BudgetError(f"budget on {cost.name}: fraction must be in (0, 1], got {fraction}; 0.5 means half")
         return cls(cost, cost.dense * fraction, fraction)
+
+
+Budgets: TypeAlias = Budget | Sequence[Budget]
+"""One budget, or several that all have to hold."""
 
 
 @dataclass(frozen=True)

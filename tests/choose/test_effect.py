@@ -96,7 +96,7 @@ def test_bad_data_is_refused() -> None:
         sc.by_effect(model, [torch.full((2, 4), float("nan"))])
     x = torch.ones(2, 4)
     scores = sc.score(model, groups_of(model, x), sc.magnitude)
-    with pytest.raises(DataError, match="not finite with half of 0:neuron cut"):
+    with pytest.raises(DataError, match="not finite with a part of 0:neuron cut"):
         sc.by_effect(model, [x], lambda output, dense, batch: torch.tensor(float("nan")))(scores)
 
 

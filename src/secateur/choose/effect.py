@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.calling import run, tensors_of
 from secateur.choose.plan import make_plan
-from secateur.errors import DataError
+from secateur.errors import ArgumentError, DataError
 from secateur.graph.surgery import apply
 from secateur.score.calibrate import Moment, checked, quiet_eval
 from secateur.score.capture import columns, from_matrix, matrix
@@ -63,16 +63,82 @@ def by_effect(
             dense = [run(model, example) for example, _ in data]
             values = {}
             for g in scores.groups:
-                lost, plan = _half(scores, g, fraction)
-                small = apply(plan, model).eval()
-                _make_up_(small, model, g, plan.keep[g.name], scores.stats, damping)
-                found = float(np.mean([float(far(run(small, e), d, b)) for (e, b), d in zip(data, dense, strict=True)]))
-                if not np.isfinite(found):
-                    raise DataError(f"outputs are not finite with half of {g.name} cut: check the calibration data")
-                values[g.name] = scores.values[g.name] * (max(found, 0.0) / lost if lost > 0 else 1.0)
+                lost, plan = _part(scores, g, fraction)
+                found = _effect(model, scores, g, plan, damping, lambda small: _far(far, small, data, dense))
+                values[g.name] = scores.values[g.name] * (found / lost if lost > 0 else 1.0)
         return Scores(scores.groups, values, scores.criterion, "effect", scores.stats)
 
     return normalize
+
+
+def error_table(
+    model: nn.Module,
+    scores: Scores,
+    batches: Batches,
+    fractions: Sequence[float] = (0.25, 0.5, 0.75),
+    distance: Distance | None = None,
+    damping: float = 1e-2,
+) -> dict[str, dict[int, float]]:
+    """What the outputs lose with parts of one group cut and all others whole: what `dp` allocates by.
+
+    ``error[g][n] = mean distance(cut model's output, dense model's output)``, the lowest-scored units of the group
+    gone and the weights it fed refitted where the scores come from ``sc.obs``, as `by_effect` measures one point.
+
+    Args:
+        model: the dense model. scores: rank the units. batches: a few examples; labels are ignored.
+        fractions: of each group's units that are cut, in (0, 1); each is measured.
+        distance: by default the squared error of all outputs over their energy.
+        damping: of the least squares, relative to the mean of the inputs' second moment.
+
+    Returns:
+        group -> units kept -> error; the whole group has 0.
+
+    Raises:
+        ArgumentError: a fraction is not in (0, 1). DataError: no batches, or outputs that are not finite.
+
+    Time: one forward pass over the batches a group and fraction.
+
+    Example:
+        >>> import secateur as sc
+        >>> net, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), [torch.randn(16, 4)]
+        >>> scores = sc.score(net, sc.couple(sc.trace(net, data[0])), sc.magnitude)
+        >>> list(error_table(net, scores, data)["0:neuron"])
+        [8, 6, 4, 2]
+    """
+    if wrong := [f for f in fractions if not 0 < f < 1]:
+        raise ArgumentError(f"fractions of a group that are cut are in (0, 1), got {wrong[0]}")
+    data = [(example, batch) for (_, example, _), batch in _with_batches(model, batches)]
+    far, table = distance or relative_error, {}
+    with quiet_eval(model), torch.no_grad():
+        dense = [run(model, example) for example, _ in data]
+        for g in scores.groups:
+            table[g.name] = {g.units: 0.0}
+            for fraction in sorted(fractions):
+                _, plan = _part(scores, g, fraction)
+                found = _effect(model, scores, g, plan, damping, lambda small: _far(far, small, data, dense))
+                table[g.name][int(plan.keep[g.name].sum())] = found
+    return table
+
+
+def _effect(
+    model: nn.Module,
+    scores: Scores,
+    group: Group,
+    plan: Plan,
+    damping: float,
+    error: Callable[[nn.Module], float],
+) -> float:
+    """What the outputs lose by a plan that cuts one group."""
+    small = apply(plan, model).eval()
+    _make_up_(small, model, group, plan.keep[group.name], scores.stats, damping)
+    found = error(small)
+    if not np.isfinite(found):
+        raise DataError(f"outputs are not finite with a part of {group.name} cut: check the calibration data")
+    return max(found, 0.0)
+
+
+def _far(far: Distance, small: nn.Module, data: Sequence[tuple[Any, Any]], dense: Sequence[Any]) -> float:
+    return float(np.mean([float(far(run(small, e), d, b)) for (e, b), d in zip(data, dense, strict=True)]))
 
 
 def relative_error(output: Any, dense: Any, batch: Any = None) -> Tensor:
@@ -96,7 +162,7 @@ def _with_batches(model: nn.Module, batches: Batches) -> Any:
     return zip(checked(model, data), data, strict=True)
 
 
-def _half(scores: Scores, group: Group, fraction: float) -> tuple[float, Plan]:
+def _part(scores: Scores, group: Group, fraction: float) -> tuple[float, Plan]:
     """The score lost, and the plan that cuts the lowest-scored part of one group."""
     values = scores.values[group.name]
     gone = np.argsort(values, kind="stable")[: min(max(round(fraction * group.units), 1), group.units - 1)]

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from secateur.calling import run
+from secateur.choose.budgets import parts_of
 from secateur.digest import model_hash
 from secateur.evidence.quality import Figure
 from secateur.evidence.running_cost import Running, running_rows
@@ -26,7 +27,7 @@ from secateur.graph.couple import Groups
 from secateur.graph.rules import Rule
 from secateur.targets.measure import compare, measure
 from secateur.targets.memory import machine
-from secateur.types import Artefact, Budget, Example, Measurement, Plan, Report, Row, Target
+from secateur.types import Artefact, Budget, Budgets, Example, Measurement, Plan, Report, Row, Target
 
 PARITY = 1e-4
 """Largest relative difference between an exported model and torch."""
@@ -80,7 +81,7 @@ def report_of(
     plan: Plan,
     groups: Groups,
     example: Example,
-    budget: Budget,
+    budget: Budgets,
     target: Target | None,
     stages: Sequence[StageLike],
     rules: Mapping[str, Rule] | None = None,
@@ -88,19 +89,19 @@ def report_of(
 ) -> Report:
     """Verify, measure, and put everything into one report."""
     checked = verify(model, plan, small, example, rules=rules)
-    full = groups.all_kept()
+    budgets, full = parts_of(budget), groups.all_kept()
     rows = [
-        _size("parameters", "", groups.params(full), groups.params(plan.keep), budget, "params"),
-        _size("MACs", "MAC", groups.macs(full), groups.macs(plan.keep), budget, "macs"),
-        _size("bytes of weights", "B", groups.nbytes(full), groups.nbytes(plan.keep), budget, "nbytes"),
+        _size("parameters", "", groups.params(full), groups.params(plan.keep), budgets, "params"),
+        _size("MACs", "MAC", groups.macs(full), groups.macs(plan.keep), budgets, "macs"),
+        _size("bytes of weights", "B", groups.nbytes(full), groups.nbytes(plan.keep), budgets, "nbytes"),
     ]
-    timed, measurements, parity = _measured(model, small, example, budget, target, running)
+    timed, measurements, parity = _measured(model, small, example, budgets, target, running)
     rows += timed + quality_rows(stages[0].quality, stages[-1].quality) + list(checked.rows)
     ok = all(r.ok is not False for r in rows) and all(p["ok"] for p in parity)
     sections: dict[str, Any] = {
         "stages": [
             {"name": s.name, "quality": {k: f.value for k, f in s.quality.items()}, "seconds": s.seconds}
-            | _stage_latency(i, measurements, budget)
+            | _stage_latency(i, measurements)
             for i, s in enumerate(stages)
         ],
         **_cut(groups, plan),
@@ -108,7 +109,7 @@ def report_of(
         "parity": parity,
         "made": made_section(plan.made.get("seed"), plan.made.get("model_sha256", ""), model_hash(small)),
     }
-    sections["made"]["machine"] |= _devices(budget.cost.target, target)
+    sections["made"]["machine"] |= _devices(*(b.cost.target for b in budgets), target)
     histories = [s.history for s in stages if s.history is not None and len(s.history.loss) > 1]
     if histories:
         sections["history"] = {"loss": list(histories[-1].loss), "steps": list(histories[-1].steps)}
@@ -141,8 +142,8 @@ def made_section(seed: int | None, dense: str, pruned: str) -> dict[str, Any]:
     }
 
 
-def _size(what: str, unit: str, dense: float, pruned: float, budget: Budget, cost: str) -> Row:
-    asked = budget.limit if budget.cost.name == cost else None
+def _size(what: str, unit: str, dense: float, pruned: float, budgets: Sequence[Budget], cost: str) -> Row:
+    asked = min((b.limit for b in budgets if b.cost.name == cost), default=None)
     return Row(what, unit, float(dense), float(pruned), asked, None if asked is None else pruned <= asked)
 
 
@@ -150,23 +151,25 @@ def _measured(
     model: nn.Module,
     small: nn.Module,
     example: Example,
-    budget: Budget,
+    budgets: Sequence[Budget],
     target: Target | None,
     running: Running | None = None,
 ) -> tuple[list[Row], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Dense and pruned exported and timed in one interleaved run, on the budget's target and any other."""
+    """Dense and pruned exported and timed in one interleaved run, on the budgets' targets and any other."""
     rows: list[Row] = []
     found: list[dict[str, Any]] = []
     parity: list[dict[str, Any]] = []
-    targets = list({(t.name, t.threads): t for t in (budget.cost.target, target) if t is not None}.values())
+    wanted = (*(b.cost.target for b in budgets), target)
+    targets = list({(t.name, t.threads): t for t in wanted if t is not None}.values())
     twice = len({t.name for t in targets}) < len(targets)
     for t in targets:
-        on, build = _where(t, example, budget)
+        here = [b for b in budgets if b.cost.target is not None and _same(b.cost.target, t)]
+        on, build = _where(t, example, here[0] if here else None)
         artefacts = [build(m) for m in (model, small)]
         pair = measure(artefacts, repeats=80, peak=True)
         label = f"{t.name}, {t.threads} threads" if twice else t.name
-        rows += _timed_rows(label, t, pair[0], pair[1], budget)
-        rows += _running_rows(label, t, artefacts, pair, budget, running)
+        rows += _timed_rows(label, pair[0], pair[1], _of("latency", here))
+        rows += _running_rows(label, artefacts, pair, _of("energy", here), running)
         for name, timing, net, a in zip(("dense", "pruned"), pair, (model, small), artefacts, strict=True):
             found.append(_timing(name, timing))
             error = difference(net, a, on)
@@ -181,10 +184,18 @@ def _measured(
     return rows, found, parity
 
 
-def _where(target: Target, example: Example, budget: Budget) -> tuple[Example, Callable[[nn.Module], Artefact]]:
+def _same(a: Target, b: Target) -> bool:
+    return (a.name, a.threads) == (b.name, b.threads)
+
+
+def _of(cost: str, budgets: Sequence[Budget]) -> Budget | None:
+    return next((b for b in budgets if b.cost.name == cost), None)
+
+
+def _where(target: Target, example: Example, budget: Budget | None) -> tuple[Example, Callable[[nn.Module], Artefact]]:
     """What a model is measured on, and how it gets there: as the budget's own cost has it, where that is its target."""
-    cost = budget.cost
-    if cost.build is not None and cost.target == target:
+    cost = None if budget is None else budget.cost
+    if cost is not None and cost.build is not None and cost.target == target:
         return (example if cost.example is None else cost.example), cost.build
     return example, lambda model: target.build(model, example, target.threads)
 
@@ -205,10 +216,10 @@ def difference(model: nn.Module, artefact: Artefact, example: Example) -> float:
     return worst
 
 
-def _timed_rows(label: str, target: Target, dense: Measurement, pruned: Measurement, budget: Budget) -> list[Row]:
+def _timed_rows(label: str, dense: Measurement, pruned: Measurement, budget: Budget | None) -> list[Row]:
     note = compare(dense, pruned).words()
     asked = ok = None
-    if budget.cost.name == "latency" and _same(budget.cost.target, target):
+    if budget is not None:
         asked = budget.limit if budget.fraction is None else budget.fraction * dense.median
         ok = pruned.median <= (1 + TOLERANCE) * asked
     rows = [
@@ -222,20 +233,15 @@ def _timed_rows(label: str, target: Target, dense: Measurement, pruned: Measurem
     return rows
 
 
-def _same(one: Target | None, other: Target) -> bool:
-    return one is not None and (one.name, one.threads) == (other.name, other.threads)
-
-
 def _running_rows(
     label: str,
-    target: Target,
     artefacts: Sequence[Artefact],
     pair: Sequence[Measurement],
-    budget: Budget,
+    budget: Budget | None,
     running: Running | None,
 ) -> list[Row]:
     """What running costs, where that was asked for or is the budget."""
-    if budget.cost.name != "energy" or not _same(budget.cost.target, target):
+    if budget is None:
         return [] if running is None else running_rows(running, artefacts, pair, label)
     asked = dataclasses.replace(running or Running(), meter=budget.cost.meter)
     return running_rows(asked, artefacts, pair, label, budget.limit, budget.fraction, TOLERANCE)
@@ -255,7 +261,7 @@ def _timing(name: str, m: Measurement) -> dict[str, Any]:
     }
 
 
-def _stage_latency(stage: int, measurements: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, float]:
+def _stage_latency(stage: int, measurements: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """A stage has the latency of its widths: dense before the cut, pruned after."""
     name = "dense" if stage == 0 else "pruned"
     for m in measurements:

@@ -22,7 +22,7 @@ from secateur.targets.energy import counter_for, device_of, energy
 from secateur.targets.latency import latency
 from secateur.targets.remote import remote
 from secateur.train.recovery import Recovery
-from secateur.types import Batches, Budget, Criterion, Example, Limits, Target
+from secateur.types import Batches, Budget, Cost, Criterion, Example, Limits, Target
 
 T = TypeVar("T")
 
@@ -92,25 +92,36 @@ def limits(run: RunFile) -> Limits:
     )
 
 
-def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | None) -> Budget:
-    """The budget on a model; a latency and an energy are measured here.
+def budget(
+    text: BudgetText | Sequence[BudgetText], model: nn.Module, example: Example, on: Target | None
+) -> Budget | list[Budget]:
+    """The budget on a model, or each of several; a latency and an energy are measured here, once.
 
     Raises:
         ArgumentError: a latency or energy budget without a target. TargetError: the target refuses the model.
         BudgetError: an energy budget where joules can only be estimated.
     """
-    if text.cost == "latency":
+    if isinstance(text, BudgetText):
+        return _limited(text, _cost(text.cost, model, example, on))
+    costs = {t.cost: _cost(t.cost, model, example, on) for t in text}
+    return [_limited(t, costs[t.cost]) for t in text]
+
+
+def _cost(name: str, model: nn.Module, example: Example, on: Target | None) -> Cost:
+    if name == "latency":
         if on is None:
             raise ArgumentError("a latency budget is measured on a target: add --target onnxruntime or eager")
-        cost = latency(model, example, on)
-    elif text.cost == "energy":
+        return latency(model, example, on)
+    if name == "energy":
         if on is None:
             raise ArgumentError("an energy budget is measured on a target: add --target onnxruntime or eager")
-        cost = energy(model, example, on, counter_for(model))
-    elif text.cost == "macs":
-        cost = macs(model, example)
-    else:
-        cost = params(model) if text.cost == "params" else nbytes(model)
+        return energy(model, example, on, counter_for(model))
+    if name == "macs":
+        return macs(model, example)
+    return params(model) if name == "params" else nbytes(model)
+
+
+def _limited(text: BudgetText, cost: Cost) -> Budget:
     if text.fraction is not None:
         return Budget.of_dense(cost, text.fraction)
     assert text.limit is not None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from secateur.choose.allocate import Allocation, allocate, asked
+from secateur.choose.allocate import allocate
+from secateur.choose.budgets import asked, parts_of
+from secateur.choose.rank import Allocation
 from secateur.errors import BudgetError, PlanError
 from secateur.graph.surgery import apply
-from secateur.types import Budget, Limits, Plan, Scores
+from secateur.types import Budget, Budgets, Floats, Limits, Plan, Scores
 
 log = logging.getLogger("secateur")
 
@@ -21,7 +25,8 @@ AIM, NEAR = 0.985, 0.97
 """What a solution aims at, and what is near enough, as parts of the limit."""
 ROUNDS, STEPS = 8, 40
 """Most plans that are measured, and that are solved for."""
-
+LESSONS = 2
+"""Attempts from which several predictions are scaled."""
 
 LUCK = 1.03
 """What one failed confirmation may ask of the next attempt, at most: a second timing may be disturbed too."""
@@ -29,74 +34,113 @@ LUCK = 1.03
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """One plan and what it measured, in the cost's unit; ``last`` where the limits allow no smaller one."""
+    """One plan and what it measured, each figure over its limit; ``last`` where the limits allow no smaller one."""
 
     plan: Plan
-    measured: float
+    figures: Floats
     last: bool = False
+
+    @property
+    def measured(self) -> float:
+        """The figure that is worst."""
+        return float(self.figures.max())
 
 
 def meet(
     model: nn.Module,
     scores: Scores,
-    budget: Budget,
+    budget: Budgets,
     allocation: Allocation,
     limits: Limits,
     made: Mapping[str, Any],
     tell: Callable[[str], None] = lambda words: None,
 ) -> Plan:
-    """A plan whose cost meets the budget, by count where the cost is exact, by measurement where it is not.
+    """A plan whose costs meet the budgets, by count where a cost is exact, by measurement where it is not.
 
     A measured cost is predicted. What the prediction is asked for is corrected from attempt to attempt, along the line
-    through what was measured nearest the limit on either side. The first attempt that comes within 3 % below the limit
-    is taken, else the nearest below it after eight; what is taken must hold in the mean with a second timing too, and
-    where it does not, the next attempts are asked for that much less.
+    through what was measured nearest the limit on either side; of several measured costs each prediction is first
+    scaled to what the first attempts measured, and the one that is worst over its limit is led to it. The first
+    attempt that comes within 3 % below a limit, above none, is taken, else the nearest below after eight; what is
+    taken must hold in the mean with a second timing too, and where it does not, the next attempts are asked for that
+    much less.
 
     Raises:
-        BudgetError: no attempt met the budget; ``closest`` is the least that was measured.
-        PlanError: the budget holds already.
+        BudgetError: no attempt met the budgets; ``closest`` is the least that was measured (of several budgets the
+            least of the largest over its limit).
+        PlanError: the budgets hold already.
     """
-    if budget.cost.measured is None:
+    parts = parts_of(budget)
+    measured = tuple(p for p in parts if p.cost.measured is not None)
+    exact = tuple(p for p in parts if p.cost.measured is None)
+    if not measured:
         return allocate(scores, budget, allocation, limits, made)
-    search = _Search(model, scores, budget, allocation, limits, {"budget": asked(budget), **made}, tell)
+    if exact:
+        _check_reachable(scores, exact, allocation, limits)
+    search = _Search(model, scores, measured, exact, allocation, limits, {**made, "budget": asked(budget)}, tell)
     plan = _close_in(search) or search.best()
     if plan is None:
-        search.attempt(budget.limit * 1e-9)  # all that the limits allow
+        search.attempt(1e-9)  # all that the limits allow
         plan = search.best()
     if plan is not None:
         return plan
-    least = min(max(a.measured, search.means.get(key, 0.0)) for key, a in search.tried.items())
-    raise BudgetError(
-        f"budget {budget.cost.name} <= {budget.limit:.4g} {budget.cost.unit} was not met on the target: the least "
-        f"measured was {least:.4g} {budget.cost.unit} ({least / budget.cost.dense:.0%} of dense). Ask for at least "
-        "that, or relax minimum, multiple, max_sparsity, per_group or ignore",
-        closest=least,
+    raise _not_met(search)
+
+
+def _check_reachable(scores: Scores, exact: Sequence[Budget], allocation: Allocation, limits: Limits) -> None:
+    """Nothing is exported or timed for counted budgets that cannot be met."""
+    with contextlib.suppress(PlanError):  # they hold already, or groups cannot go together: measured ones may cut
+        allocate(scores, exact, allocation, limits)
+
+
+def _not_met(search: _Search) -> BudgetError:
+    least = min((search.means.get(key, a.figures) for key, a in search.tried.items()), key=lambda f: float(f.max()))
+    told = [
+        f"budget {p.cost.name} <= {p.limit:.4g} {p.cost.unit} was not met on the target: the least measured was "
+        f"{share * p.limit:.4g} {p.cost.unit} ({share * p.limit / p.cost.dense:.0%} of dense)"
+        for p, share in zip(search.budgets, least.tolist(), strict=True)
+        if share > 1
+    ]
+    one = len(search.budgets) + len(search.exact) == 1
+    return BudgetError(
+        f"{'; '.join(told)}. Ask for at least that, or relax minimum, multiple, max_sparsity, per_group or ignore",
+        closest=float(least[0] * search.budgets[0].limit if one else least.max()),
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Search:
-    """What is looked for, and what has been tried: attempts by plan, and their means with a second timing."""
+    """What is looked for, and what has been tried: attempts by plan, and their means with a second timing.
+
+    Aims and figures are parts of the limits; ``scales`` says what of each limit its prediction is held to.
+    """
 
     model: nn.Module
     scores: Scores
-    budget: Budget
+    budgets: tuple[Budget, ...]
+    exact: tuple[Budget, ...]
     allocation: Allocation
     limits: Limits
     made: Mapping[str, Any]
     tell: Callable[[str], None]
     tried: dict[bytes, Attempt] = field(default_factory=dict)
-    means: dict[bytes, float] = field(default_factory=dict)
+    means: dict[bytes, Floats] = field(default_factory=dict)
+    scales: Floats = field(default_factory=lambda: np.ones(1))
+
+    def __post_init__(self) -> None:
+        self.scales = np.ones(len(self.budgets))
+
+    @property
+    def dense(self) -> float:
+        """The uncut model's worst figure."""
+        return max(p.cost.dense / p.limit for p in self.budgets)
 
     def attempt(self, aim: float) -> Attempt | None:
         """Allocate for a predicted cost and measure it, once; None where nothing is cut for so high an aim."""
-        last, cost = False, self.budget.cost
+        last = False
         try:
             plan = self._allocated(aim)
-        except BudgetError as error:  # by the prediction: try all that the limits allow before giving up
-            if error.closest is None or error.closest >= cost.dense:
-                raise
-            plan = self._allocated(error.closest * (1 + 1e-9))
+        except BudgetError:  # by the prediction: try all that the limits allow before giving up
+            plan = self._allocated(self._least_aim() * (1 + 1e-9))
             last = True
         except PlanError:
             if not self.tried:
@@ -104,30 +148,58 @@ class _Search:
             return None
         key = _key(plan)
         if key not in self.tried:
-            self.tried[key] = Attempt(plan, self._measured(plan, False), last)
-            self.tell(f"{cost.name} {self.tried[key].measured / cost.dense:.1%} of dense")
-            log.info("aimed at %.6g, measured %.6g %s", aim, self.tried[key].measured, cost.unit)
+            found = self.tried[key] = Attempt(plan, self._measured(plan, False), last)
+            each = zip(self.budgets, found.figures.tolist(), strict=True)
+            self.tell(", ".join(f"{p.cost.name} {f * p.limit / p.cost.dense:.1%} of dense" for p, f in each))
+            log.info("aimed at %.4g of the limit, measured %.4g of it", aim, found.measured)
         return replace(self.tried[key], last=last)
 
     def mean(self, attempt: Attempt) -> float:
         """The mean with a second timing: that one of several attempts was taken is partly its luck."""
         key = _key(attempt.plan)
         if key not in self.means:
-            self.means[key] = (attempt.measured + self._measured(attempt.plan, True)) / 2
-        return self.means[key]
+            self.means[key] = np.maximum((attempt.figures + self._measured(attempt.plan, True)) / 2, 0.0)
+        return float(self.means[key].max())
 
     def best(self) -> Plan | None:
-        """The plan nearest below the limit that holds in its mean too."""
-        limit = self.budget.limit
-        below = [a for a in self.tried.values() if a.measured <= limit]
-        return next((a.plan for a in sorted(below, key=lambda a: -a.measured) if self.mean(a) <= limit), None)
+        """The plan nearest below the limits that holds in its mean too."""
+        below = [a for a in self.tried.values() if a.measured <= 1]
+        return next((a.plan for a in sorted(below, key=lambda a: -a.measured) if self.mean(a) <= 1), None)
+
+    def nearness(self, attempt: Attempt) -> float:
+        """How near a plan comes to any of the limits, counted ones too: nothing is to be had beyond one of them."""
+        keep = attempt.plan.keep
+        return max([attempt.measured, *(p.cost.of(self.scores.groups, keep) / p.limit for p in self.exact)])
+
+    def learn(self, attempt: Attempt) -> bool:
+        """Hold each of several predictions to what was measured; whether that changes any by much."""
+        if len(self.budgets) < 2:
+            return False
+        told = np.array([p.cost.of(self.scores.groups, attempt.plan.keep) / p.limit for p in self.budgets])
+        scales = np.where(attempt.figures > 0, told / attempt.figures, 1.0)
+        changed = bool((np.abs(scales / self.scales - 1) > 0.01).any())
+        self.scales = scales
+        return changed
+
+    def _least_aim(self) -> float:
+        """What all that the limits allow is predicted to take."""
+        found = []
+        for p, scale in zip(self.budgets, self.scales.tolist(), strict=True):
+            try:
+                allocate(self.scores, replace(p, limit=1e-9 * p.limit), self.allocation, self.limits)
+            except BudgetError as error:
+                if error.closest is None or error.closest >= p.cost.dense:
+                    raise
+                found.append(error.closest / p.limit / scale)
+        return max(found, default=1e-9)
 
     def _allocated(self, aim: float) -> Plan:
-        return allocate(self.scores, replace(self.budget, limit=aim), self.allocation, self.limits, self.made)
+        aims = [replace(p, limit=aim * s * p.limit) for p, s in zip(self.budgets, self.scales.tolist(), strict=True)]
+        return allocate(self.scores, [*aims, *self.exact], self.allocation, self.limits, self.made)
 
-    def _measured(self, plan: Plan, again: bool) -> float:
-        assert self.budget.cost.measured is not None
-        return self.budget.cost.measured(apply(plan, self.model), again)
+    def _measured(self, plan: Plan, again: bool) -> Floats:
+        small = apply(plan, self.model)
+        return np.array([p.cost.measured(small, again) / p.limit for p in self.budgets if p.cost.measured is not None])
 
 
 def _key(plan: Plan) -> bytes:
@@ -135,21 +207,24 @@ def _key(plan: Plan) -> bytes:
 
 
 def _close_in(search: _Search) -> Plan | None:
-    """The first plan that comes near enough below the limit and holds."""
-    limit, dense = search.budget.limit, search.budget.cost.dense
-    points, aim, luck = [(dense, dense)], limit * AIM, 1.0
+    """The first plan that comes near enough below the limits and holds."""
+    dense = search.dense
+    points, aim, luck, lessons = [(dense, dense)], AIM, 1.0, LESSONS
     for _ in range(STEPS):
         found = search.attempt(aim)
         measured = dense if found is None else found.measured
-        if found is not None and NEAR * limit <= measured * luck <= limit:
+        if found is not None and measured * luck <= 1 and max(measured * luck, search.nearness(found)) >= NEAR:
             mean = search.mean(found)
-            if mean <= limit:
+            if mean <= 1:
                 return found.plan
             luck = min(max(luck, mean / measured), luck * LUCK)
+        if found is not None and lessons and search.learn(found):
+            lessons, points, aim = lessons - 1, [(dense, dense)], AIM / luck
+            continue
         points.append((aim, measured))
-        aim = _next(points, limit * AIM / luck)
-        close = min(abs(aim - a) for a, _ in points) < limit / 2000
-        if len(search.tried) >= ROUNDS or close or (found is not None and found.last and measured * luck > limit):
+        aim = _next(points, AIM / luck)
+        close = min(abs(aim - a) for a, _ in points) < 1 / 2000
+        if len(search.tried) >= ROUNDS or close or (found is not None and found.last and measured * luck > 1):
             break
     return None
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.choose.allocate import Allocation, global_
+from secateur.choose.rank import Allocation, global_
 from secateur.digest import model_hash
 from secateur.errors import ArgumentError, DataError
 from secateur.evidence.gather import environment, report_of
@@ -25,7 +25,7 @@ from secateur.run.meet import meet
 from secateur.score.calibrate import calibrate, quiet_eval
 from secateur.score.criteria import by_mean, magnitude, score
 from secateur.train.recovery import History, Recovery
-from secateur.types import Batches, Budget, Criterion, Example, Limits, Plan, Report, Scores, Target
+from secateur.types import Batches, Budgets, Criterion, Example, Limits, Plan, Report, Scores, Target
 
 Quality: TypeAlias = Callable[[nn.Module], Mapping[str, Figure | float]]
 """``model -> {figure: value}``: judged on the dense model and at every stage; never fitted."""
@@ -55,7 +55,7 @@ def prune(
     model: nn.Module,
     example: Example,
     *,
-    budget: Budget,
+    budget: Budgets,
     criterion: Criterion = magnitude,
     allocation: Allocation = global_,
     batches: Batches | None = None,
@@ -75,7 +75,8 @@ def prune(
     Args:
         model: the dense model.
         example: what its forward takes; latencies are measured on it.
-        budget: `Budget` of a cost: ``params``, ``macs``, ``nbytes``, or ``latency`` or ``energy`` on a target.
+        budget: `Budget` of a cost: ``params``, ``macs``, ``nbytes``, or ``latency`` or ``energy`` on a target;
+            or several, which all have to hold.
         criterion: what ranks units.
         allocation: how much goes where.
         batches: calibration data, where the criterion needs it.

@@ -156,6 +156,20 @@ def _budget(value: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
+def _budgets(value: Any) -> Any:
+    """One budget as it is; a list of several as a tuple, no cost twice."""
+    if not isinstance(value, (list, tuple)):
+        return _budget(value)
+    found = tuple(_budget(v) for v in value)
+    if not found:
+        raise ValueError('give at least one budget, such as "latency=50%"')
+    costs = [b.cost for b in found]
+    for cost in costs:
+        if costs.count(cost) > 1:
+            raise ValueError(f"{cost} is limited twice; keep the lower of the two")
+    return found[0] if len(found) == 1 else found
+
+
 def _recover(value: Any) -> Any:
     if isinstance(value, RecoverText):
         return value
@@ -174,13 +188,16 @@ def _recover(value: Any) -> Any:
 
 
 _ARGUMENTS = {"type": ["object", "string", "null"]}
+_BUDGET_SCHEMA = {
+    "type": "string",
+    "pattern": r"^\s*(params|macs|nbytes|latency|energy)\s*=",
+    "examples": ["latency=50%"],
+}
 Budget = Annotated[
-    BudgetText,
-    BeforeValidator(_budget),
-    PlainSerializer(lambda b: b.text, return_type=str),
-    WithJsonSchema(
-        {"type": "string", "pattern": r"^\s*(params|macs|nbytes|latency|energy)\s*=", "examples": ["latency=50%"]}
-    ),
+    BudgetText | tuple[BudgetText, ...],
+    BeforeValidator(_budgets),
+    PlainSerializer(lambda b: b.text if isinstance(b, BudgetText) else [t.text for t in b]),
+    WithJsonSchema({"anyOf": [_BUDGET_SCHEMA, {"type": "array", "minItems": 1, "items": _BUDGET_SCHEMA}]}),
 ]
 Recover = Annotated[
     RecoverText,
@@ -213,7 +230,9 @@ class RunFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="secateur run file")
 
     model: str = Field(description="module:factory, a Hugging Face model folder, or a folder that secateur wrote")
-    budget: Budget = Field(description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB")
+    budget: Budget = Field(
+        description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB; or a list of several"
+    )
     data: str | None = Field(None, description="module:callable, or a .npy, .npz or .safetensors file")
     batch_size: Positive = Field(32, description="items in a batch, where data is a file")
     example: str | None = Field(
@@ -244,17 +263,20 @@ class RunFile(BaseModel):
 
     @model_validator(mode="after")
     def _latency_needs_target(self) -> Self:
-        if self.budget.cost == "latency" and self.target is None:
+        if any(b.cost == "latency" for b in self._budgets()) and self.target is None:
             raise ValueError("a latency budget is measured on a target: say which, such as target: onnxruntime")
         return self
 
     @model_validator(mode="after")
     def _energy_needs_target(self) -> Self:
         asked = [k for k in ("watts", "country", "price_per_hour", "price_per_kwh") if getattr(self, k) is not None]
-        asked = ["an energy budget"] * (self.budget.cost == "energy") + ["energy"] * self.energy + asked
+        asked = ["an energy budget"] * any(b.cost == "energy" for b in self._budgets()) + ["energy"] * self.energy + asked
         if asked and self.target is None:
             raise ValueError(f"{asked[0]} needs a target to run on: say which, such as target: onnxruntime")
         return self
+
+    def _budgets(self) -> tuple[BudgetText, ...]:
+        return (self.budget,) if isinstance(self.budget, BudgetText) else self.budget
 
     def arguments(self) -> dict[str, Any]:
         """As plain data: what a run file with the same meaning holds."""
