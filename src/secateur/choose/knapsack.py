@@ -229,7 +229,9 @@ class _Search:
 
     def _exchange(self, until: int) -> bool:
         """The first pair of groups, the most valuable first, of which one gets more and the other less."""
-        base, up, down = self.prices(self.best), [], []
+        base = self.prices(self.best)
+        up: list[tuple[str, int, float, Floats]] = []
+        down: list[tuple[str, int, float, Floats]] = []
         near = max(NEAR, WIDE // len(self.best))
         for n, c in self.best.items():
             o, lost = self.options[n], self.loss[n]

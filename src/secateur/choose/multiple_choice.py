@@ -64,7 +64,8 @@ def _one(tables: Tables, costs: Mapping[str, Floats], room: float, states: int) 
 
 def _stepped(costs: list[Floats], losses: list[Floats], room: float, states: int) -> list[int]:
     """Dynamic programming over the room in steps; costs are rounded up, so the sum never exceeds it."""
-    unit, best, taken = room / states, np.zeros(states + 1), []
+    unit, best = room / states, np.zeros(states + 1)
+    taken: list[Ints] = []
     steps = [
         np.minimum(np.ceil(c / unit - 1e-9), states + 1).astype(np.int64) if unit > 0 else (c > 0) * (states + 1)
         for c in costs

@@ -176,7 +176,7 @@ class _Search:
         if len(self.budgets) < 2:
             return False
         told = np.array([p.cost.of(self.scores.groups, attempt.plan.keep) / p.limit for p in self.budgets])
-        scales = np.where(attempt.figures > 0, told / attempt.figures, 1.0)
+        scales = np.clip(told / np.maximum(attempt.figures, 1e-12), 0.1, 10)
         changed = bool((np.abs(scales / self.scales - 1) > 0.01).any())
         self.scales = scales
         return changed
