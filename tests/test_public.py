@@ -35,7 +35,7 @@ woodfisher_with write_report zero_units
 """.split()
 
 ROOMS = ["digest", "errors", "types", "calling", "graph", "score", "choose", "solve", "export", "targets", "train"]
-ROOMS += ["evidence", "testing", "run", "cli_common", "cli_sparse", "cli_target", "cli"]
+ROOMS += ["evidence", "testing", "run", "cli_common", "cli_budget", "cli_front", "cli_sparse", "cli_target", "cli"]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""
 
 

@@ -134,7 +134,7 @@ def test_the_closed_form_decides_what_pays(monkeypatch: pytest.MonkeyPatch) -> N
     ratios = [expected[r.what] for r in found.rows]
     assert ratios == sorted(ratios)
     assert all(r.verdict in (NOTHING, UNLIKELY) for k in ("2:4", "blocks", "unstructured") for r in kinds(found)[k])
-    assert "Unstructured, 95% zero will not help: no gain measurable" in found.sentence
+    assert "Unstructured, 95% zero will not help (no gain measurable" in found.sentence
     assert f"{dense / min(ratios) / dense:.2f}x faster" in found.sentence
 
 
@@ -268,7 +268,7 @@ def test_depth_is_predicted_by_its_work(monkeypatch: pytest.MonkeyPatch) -> None
     device = Device(lambda m: 1e-7 * sum(x.weight.numel() for x in linears(m)), monkeypatch)
     found = advise(net, torch.randn(2, 16), device.target, 5.2)  # hardly more than one measurement
     rows = kinds(found)["depth"]
-    assert [r.what for r in rows] == ["Half of the layers dropped (4 of 9)", "A quarter of the layers dropped (2 of 9)"]
+    assert [r.what for r in rows] == ["Depth without 4 of 9 layers", "Depth without 2 of 9 layers"]
     whole = 16 * 16 + 8 * 2 * 16 * 32 + 16 * 4
     for row, gone in zip(rows, (4, 2), strict=True):
         assert row.ratio == pytest.approx(1 - gone * 2 * 16 * 32 / whole)
@@ -288,7 +288,7 @@ def test_a_candidate_that_is_refused_is_told_and_the_rest_goes_on(monkeypatch: p
     refused = [r for r in found.rows if r.verdict == REFUSED]
     assert refused
     assert list(found.rows[-len(refused) :]) == refused
-    assert all("25% kept" in r.what for r in refused)
+    assert all("25%" in r.what for r in refused)
     assert "aten::nothing is not known here (net.py:3)" in refused[0].words()
     assert any(r.verdict == PAYS for r in found.rows)
 

@@ -242,16 +242,16 @@ def _sentence(advice: Advice) -> str:
         )
     if paying:
         first = paying[0]
-        said = f"{where} {_lower(first.what)} pays most of what was measured: {_said(first)}"
+        said = f"{where} most is gained by {_lower(first.what)}: {_said(first)}"
         mild = next((r for r in paying if r.params >= 0.45 * advice.params and r.what != first.what), None)
         if first.params < 0.45 * advice.params and mild is not None:
-            said += f"; of what keeps about half or more of the parameters, {_lower(mild.what)}: {_said(mild)}"
+            said += f"; of what keeps about half or more of the parameters, by {_lower(mild.what)}: {_said(mild)}"
     elif advice.measured:
         said = f"{where} nothing that was measured pays: no gain was measurable in {len(advice.measured)} attempts"
     else:
         said = f"{where} there was no time to measure anything: all figures are predicted"
     if vain is not None:
-        said += f". {vain.what} will not help: {_said(vain)}"
+        said += f". {vain.what} will not help ({_said(vain)})"
     return said
 
 

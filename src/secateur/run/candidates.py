@@ -133,7 +133,7 @@ def widths(model: nn.Module, groups: Groups, subject: str) -> list[Candidate]:
             if tuple(counts.values()) in seen:
                 continue
             seen.add(tuple(counts.values()))
-            what = f"Uniform widths, {fraction:.0%} kept in multiples of {multiple}"
+            what = f"Widths at {fraction:.0%}, multiples of {multiple}"
             found = _cut(model, groups, counts, what, "widths", subject, f"--multiple {multiple} --by-kind head=1")
             out += [] if found is None else [found]
     return out
@@ -150,7 +150,7 @@ def unaligned(model: nn.Module, groups: Groups, subject: str, beside: Sequence[C
     if not pairs:
         return []
     good, bad = max(pairs)
-    what = f"Unaligned widths, 50% kept and one unit more ({bad} instead of {good})"
+    what = f"Unaligned: {bad} instead of {good}"
     found = _cut(model, groups, counts, what, "unaligned widths", subject, "--multiple 1")
     if found is None:
         return []
@@ -193,7 +193,7 @@ def depth(model: nn.Module, example: Example, subject: str) -> list[Candidate]:
     free = _free(model, example)
     work = _work(model, example)
     out = []
-    for every, name in ((4, "A quarter"), (2, "Half")):
+    for every in (4, 2):
         gone = free[every - 1 :: every]
         if not gone or (every == 4 and len(free) < 4):
             continue
@@ -202,7 +202,7 @@ def depth(model: nn.Module, example: Example, subject: str) -> list[Candidate]:
             continue
         small = apply(plan, model)
         how = f"sc.apply(sc.drop_layers(model, example, {list(plan.layers)!r}), model)"
-        what = f"{name} of the layers dropped ({len(plan.layers)} of {len(free)})"
+        what = f"Depth without {len(plan.layers)} of {len(free)} layers"
         row = Advised(what, "depth", params_of(small), nbytes_of(small), how)
         share = 1 - sum(work.get(p, 0) for p in plan.layers) / max(work[""], 1)
         out.append(Candidate(row, _applied(plan, model), share=share))
