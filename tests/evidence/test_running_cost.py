@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import secateur as sc
+from secateur.cli import main
 from secateur.errors import ArgumentError, TargetError
 from secateur.evidence import running_cost
 from secateur.evidence.running_cost import (
@@ -248,3 +249,20 @@ def test_an_energy_budget_is_reported_with_what_was_asked(tmp_path: Path, monkey
 
 def test_joules_as_people_read_them() -> None:
     assert [quantity(j, "J") for j in (0.0, 2e-9, 9.999e-4, 3.0)] == ["0 J", "2.00 nJ", "1.00 mJ", "3.00 J"]
+
+
+def test_the_command_line_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "energy_nets.py").write_text("from torch import nn\n\ndef net():\n    return nn.Linear(16, 4)\n")
+    given = ["measure", "energy_nets:net", "--example", "2x16", "--target", "eager", "--repeats", "3"]
+    given += ["--watts", "15", "--price-per-kwh", "0.25"]
+    assert main([*given, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    source = told["energy_source"]
+    assert source.startswith(("estimated: 15 W as stated", "measured: RAPL"))
+    assert told["price_per_million"] == pytest.approx(cost_per_million(0.0, told["energy_j"], 2, 0.0, 0.25))
+    assert main(given) == 0
+    assert "energy a run" in capsys.readouterr().out
+    assert main([*given, "--price-per-hour", "-1"]) == 64

@@ -108,9 +108,9 @@ def test_a_counter_that_stands_still_is_refused() -> None:
         measure_energy([], device.meter())
 
 
-def test_what_is_metered_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_metered_is_what_runs() -> None:
     (found,) = measure_energy([sc.eager.build(NET, X, 1)], watts(20.0), blocks=3, window=0.01)
-    assert found.joules / found.seconds == pytest.approx(np.full(found.joules.size, 20.0), rel=0.5)
+    assert (found.joules >= 19.99 * found.seconds).all()  # the readings enclose the block
     assert not found.meter.measured
 
 

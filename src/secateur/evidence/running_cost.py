@@ -210,15 +210,24 @@ def running_rows(
         note += _noise(both, spread)
         rows.append(Row(f"CO2 of a million inferences, {label}", "g", both[0], both[1], note=note))
     if asked.terms:
-        prices = asked.price_per_hour or 0.0, asked.price_per_kwh or 0.0
-        both = [
-            cost_per_million(s, j, batch, *prices) for s, j in zip([t.median for t in timings], joules, strict=True)
-        ]
-        note = f"at {asked.terms}" + (f", energy {basis}" if asked.price_per_kwh is not None else "")
-        spread = spread * (asked.price_per_kwh is not None)
-        note += _noise(both, [*spread, *(t.spread for t in timings if asked.price_per_hour is not None)])
-        rows.append(Row(f"price of a million inferences, {label}", "", both[0], both[1], note=note))
+        rows.append(_price_row(asked, timings, joules, batch, label, spread, basis))
     return rows
+
+
+def _price_row(
+    asked: Running,
+    timings: Sequence[Measurement],
+    joules: Sequence[float],
+    batch: int,
+    label: str,
+    spread: Sequence[float],
+    basis: str,
+) -> Row:
+    hour, kwh = asked.price_per_hour, asked.price_per_kwh
+    both = [cost_per_million(t.median, j, batch, hour or 0.0, kwh or 0.0) for t, j in zip(timings, joules, strict=True)]
+    noise = [*(spread if kwh is not None else ()), *(t.spread for t in timings if hour is not None)]
+    note = f"at {asked.terms}" + (f", energy {basis}" if kwh is not None else "") + _noise(both, noise)
+    return Row(f"price of a million inferences, {label}", "", both[0], both[1], note=note)
 
 
 def energy_note(found: Sequence[Energy]) -> str:

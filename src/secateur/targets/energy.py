@@ -98,8 +98,8 @@ def measure_energy(
         >>> from secateur.targets.eager import build
         >>> from secateur.targets.meters import watts
         >>> (found,) = measure_energy([build(nn.Linear(3, 2), torch.ones(1, 3), 1)], watts(15), blocks=3)
-        >>> found.joules.size >= 3, round(found.watts)
-        (True, 15)
+        >>> found.joules.size >= 3, found.watts > 14.9
+        (True, True)
     """
     if not artefacts or blocks < 1:
         raise TargetError(f"energy: give at least one artefact and one block, got {len(artefacts)} and {blocks}")
