@@ -14,7 +14,7 @@ from torch import nn
 from secateur.choose.costs import macs, nbytes, params
 from secateur.errors import ArgumentError
 from secateur.run.names import nearest, resolve
-from secateur.run.runfile import BudgetText, RecoverText, RunFile
+from secateur.run.runfile import BudgetText, Cutting, RecoverText
 from secateur.targets.eager import with_threads
 from secateur.targets.latency import latency
 from secateur.train.recovery import Recovery
@@ -69,7 +69,7 @@ def normalization(name: str) -> Any:
     return resolve(name, _named(NORMALIZATIONS), "normalization")
 
 
-def limits(run: RunFile) -> Limits:
+def limits(run: Cutting) -> Limits:
     """What every allocation must respect."""
     return Limits(
         run.multiple,
@@ -98,6 +98,23 @@ def budget(text: BudgetText, model: nn.Module, example: Example, on: Target | No
         return Budget.of_dense(cost, text.fraction)
     assert text.limit is not None
     return Budget(cost, text.limit)
+
+
+def quality(spec: str) -> Callable[[nn.Module], Any]:
+    """The function ``module:name`` that judges a model; a plain number becomes the figure ``quality``.
+
+    Raises:
+        ArgumentError: no such name, or it is not a function.
+    """
+    judge = resolve(spec, {}, "quality")
+    if not callable(judge):
+        raise ArgumentError(f"quality {spec} is {type(judge).__name__}, expected a function of the model")
+
+    def judged(model: nn.Module) -> Any:
+        found = judge(model)
+        return found if isinstance(found, Mapping) else {"quality": found}
+
+    return judged
 
 
 def recoveries(

@@ -202,13 +202,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class RunFile(BaseModel):
-    """The arguments of ``secateur prune``; names are secateur's public names, or ``module:name``."""
+class Cutting(BaseModel):
+    """What the run files of all commands that cut units share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="secateur run file")
 
     model: str = Field(description="module:factory, a Hugging Face model folder, or a folder that secateur wrote")
-    budget: Budget = Field(description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB")
     data: str | None = Field(None, description="module:callable, or a .npy, .npz or .safetensors file")
     batch_size: Positive = Field(32, description="items in a batch, where data is a file")
     example: str | None = Field(
@@ -230,15 +229,21 @@ class RunFile(BaseModel):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything that is drawn")
     out: str | None = Field(None, description="folder for the result")
 
+    def arguments(self) -> dict[str, Any]:
+        """As plain data: what a run file with the same meaning holds."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class RunFile(Cutting):
+    """The arguments of ``secateur prune``; names are secateur's public names, or ``module:name``."""
+
+    budget: Budget = Field(description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB")
+
     @model_validator(mode="after")
     def _latency_needs_target(self) -> Self:
         if self.budget.cost == "latency" and self.target is None:
             raise ValueError("a latency budget is measured on a target: say which, such as target: onnxruntime")
         return self
-
-    def arguments(self) -> dict[str, Any]:
-        """As plain data: what a run file with the same meaning holds."""
-        return self.model_dump(mode="json")
 
 
 def read_run_file(path: str | Path) -> dict[str, Any]:
