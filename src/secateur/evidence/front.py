@@ -243,10 +243,11 @@ def cells(front: Front, point: Point) -> dict[str, str]:
 
 def headline(front: Front) -> str:
     """One sentence."""
-    done = sum(p.done for p in front.points)
-    left = sum(not p.done for p in front.points)
-    said = f"{done} of {front.planned} budgets on {front.cost} met with a plan"
-    said += f", {left} cannot be reached" if left else ""
+    met, out = sum(p.met is True for p in front.points), sum(not p.done for p in front.points)
+    missed = sum(p.met is False for p in front.points)
+    said = f"{met} of {front.planned} budgets on {front.cost} met"
+    said += f", {missed} missed when measured after recovery" if missed else ""
+    said += f", {out} out of reach" if out else ""
     return said if front.finished else f"Unfinished: {said}"
 
 

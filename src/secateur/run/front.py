@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
+from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import nn
 
@@ -296,8 +296,8 @@ def _dense(job: _Job, point: Point, place: Path) -> Point:
     full = job.groups.all_kept()
     sizes = {"params": job.groups.params(full), "macs": job.groups.macs(full), "nbytes": job.groups.nbytes(full)}
     found = Point(
-        "dense", 0, 1.0, job.cost.dense, point.key, job.cost.dense, None, quality, {k: float(v) for k, v in sizes.items()},
-        timing,
+        "dense", 0, 1.0, job.cost.dense, point.key, job.cost.dense, None, quality,
+        {k: float(v) for k, v in sizes.items()}, timing,
     )  # fmt: skip
     with new_folder(place, True) as temporary:
         write_point(temporary, found)
@@ -334,14 +334,16 @@ def _calibrated(job: _Job) -> Scores:
     file = job.folder / WORK / f"scores-{job.key(Task('scores', 0, 1.0))[:16]}.safetensors"
     full = job.groups.all_kept()
     if file.is_file():
-        values = {k: t.numpy() for k, t in load_tensors(file.read_bytes()).items()}
-        if {k: v.shape for k, v in values.items()} == {k: v.shape for k, v in full.items()}:
-            ordered = {name: values[name] for name in full}
-            return Scores(job.groups, ordered, job.criterion.name, job.settings["normalization"])
+        with safe_open(str(file), "pt") as kept:
+            values = {name: kept.get_tensor(name).numpy() for name in full}
+            about = kept.metadata()
+        return Scores(job.groups, values, about["criterion"], about["normalization"])
     job.tell("scoring")
     stats = stats_for(job.model, job.groups, job.criterion, job.fit)
     found = job.normalize(score(job.model, job.groups, job.criterion, stats))
-    write_bytes(file, save_tensors({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in found.values.items()}))
+    values = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in found.values.items()}
+    about = {"criterion": found.criterion, "normalization": found.normalization}
+    write_bytes(file, save_tensors(values, about))
     return found
 
 
