@@ -29,6 +29,7 @@ from secateur.evidence.fidelity import fidelity, held_back
 from secateur.evidence.front import Front, beaten, dominated, front_data, front_table, place_of, read_point, write_front
 from secateur.evidence.front_page import render_front
 from secateur.export.plans import load_plan
+from secateur.run.folder import claim
 from secateur.run.front import front
 from secateur.run.frontfile import check_front
 from secateur.run.take import take
@@ -198,6 +199,23 @@ def test_an_interrupted_front_is_usable_and_goes_on(device: sc.Target, tmp_path:
     assert "scoring" not in said
     assert facts(again) == facts(whole)
     assert bytes_of(tmp_path / "f") == bytes_of(tmp_path / "whole")
+
+
+def test_a_front_stopped_before_its_first_point_is_claimed_again(tmp_path: Path) -> None:
+    def stop(words: str) -> None:
+        if words == "scoring":
+            raise KeyboardInterrupt
+
+    given = {"seed": 0}
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path / "f", given) as folder:
+        front(NET, X, cost=sc.params(NET), points=2, batches=data(), folder=folder.path, tell=stop)
+    with pytest.raises(ArgumentError, match="other arguments"), claim(tmp_path / "f", {"seed": 1}):
+        pass
+    with claim(tmp_path / "f", given) as folder:
+        assert folder.resumed
+    with pytest.raises(ArgumentError, match="nothing to judge"), claim(tmp_path / "g", given) as folder:
+        front(NET, X, cost=sc.params(NET), folder=folder.path)
+    assert not (tmp_path / "g").exists()
 
 
 def test_errors_of_take(tmp_path: Path) -> None:

@@ -217,6 +217,8 @@ def _all_of(job: _Job, tasks: Sequence[Task], facts: Mapping[str, Any]) -> Front
                 words = "dense" if task.method == "dense" else f"{task.method} at {task.fraction:.0%}"
                 job.tell(f"{i} of {len(tasks)}: {words}")
                 found = _make(job, task, key, place)
+            if not done:
+                write_bytes(job.folder / WORK / "begun", b"")  # from here on there is something to go on from
             job.dense = job.dense or found
             done.append(found)
             write_front(job.folder, so_far(), page=False)
