@@ -117,7 +117,7 @@ def _cosines(a: Floats, b: Floats) -> Floats:
     norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     both = norms[0] * norms[1]
     out = np.divide((a * b).sum(axis=1), both, out=np.zeros(len(a)), where=both > 0)
-    out[(norms[0] == 0) & (norms[1] == 0)] = 1.0
+    out[(a == b).all(axis=1)] = 1.0  # exactly, rows of zeros too
     clipped: Floats = np.clip(out, -1.0, 1.0)
     return clipped
 
