@@ -1,4 +1,4 @@
-"""The command line: ``secateur inspect | prune | sparsify | tickets | measure | verify | report | schema``."""
+"""The command line: ``secateur inspect | prune | front | take | sparsify | tickets | measure | verify | ...``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from secateur.cli_common import (
     say,
     seed_,
 )
+from secateur.cli_front import front, take
 from secateur.cli_sparse import sparsify, tickets
 from secateur.cli_target import target as target_app
 from secateur.errors import ArgumentError, BudgetError, SecateurError
@@ -261,22 +262,28 @@ def report(
 
 @app.command(epilog=EXITS)
 def schema(
-    of: Annotated[str, typer.Argument(help="prune or sparsify: the command whose run file it is.")] = "prune",
+    of: Annotated[str, typer.Argument(help="prune, sparsify or front: the command whose run file it is.")] = "prune",
 ) -> None:
     """Print the JSON Schema of a run file."""
+    from secateur.run.frontfile import FrontFile
     from secateur.run.runfile import schema as run_schema
     from secateur.run.sparsefile import SparseFile
 
-    kinds: dict[str, type[RunFile | SparseFile]] = {"prune": RunFile, "sparsify": SparseFile}
+    kinds: dict[str, type[RunFile | SparseFile | FrontFile]] = {
+        "prune": RunFile,
+        "sparsify": SparseFile,
+        "front": FrontFile,
+    }
     if of not in kinds:
-        raise ArgumentError(f"{of!r} has no run files: write prune or sparsify")
+        raise ArgumentError(f"{of!r} has no run files: write prune, sparsify or front")
     print_json(run_schema(kinds[of]))
 
 
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
-app.command(epilog=EXITS)(advise)
+for _command in (advise, front, take):
+    app.command(epilog=EXITS)(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,21 +32,7 @@ def render(report: Report) -> str:
         report: as `from_json` gives it, so that its sections are known to be well formed.
     """
     report = replace(report, rows=words.rows_of(report))
-    env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters["figure"] = lambda v: "–" if v is None else words.decimal(v)
-    env.filters["count"] = words.count  # in place of jinja's alias of length
-    env.filters |= {
-        "quantity": words.quantity,
-        "digits": words.digits,
-        "times": words.times,
-        "percent": words.percent,
-    }
+    env = environment()
     s = {k: v for k, v in report.sections.items() if v}
     return env.get_template("report.html").render(
         title=s.get("title") or "Pruning report",
@@ -68,6 +54,26 @@ def render(report: Report) -> str:
         dense=_dense(s.get("stayed_dense", [])),
         made=_made(s.get("made", {})),
     )
+
+
+def environment() -> Environment:
+    """The templates of this folder, every value escaped, with the filters that write figures."""
+    env = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["figure"] = lambda v: "–" if v is None else words.decimal(v)
+    env.filters["count"] = words.count  # in place of jinja's alias of length
+    env.filters |= {
+        "quantity": words.quantity,
+        "digits": words.digits,
+        "times": words.times,
+        "percent": words.percent,
+    }
+    return env
 
 
 def _checks(report: Report) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from secateur.errors import ArgumentError
 from secateur.evidence.running_cost import Running
 from secateur.evidence.running_cost import running as running_of
 from secateur.run.names import nearest, resolve
-from secateur.run.runfile import BudgetText, RecoverText, RunFile
+from secateur.run.runfile import BudgetText, Cutting, RecoverText, RunFile
 from secateur.targets.eager import with_threads
 from secateur.targets.energy import counter_for, device_of, energy
 from secateur.targets.latency import latency
@@ -81,7 +81,7 @@ def normalization(name: str) -> Any:
     return resolve(name, _named(NORMALIZATIONS), "normalization")
 
 
-def limits(run: RunFile) -> Limits:
+def limits(run: Cutting) -> Limits:
     """What every allocation must respect."""
     return Limits(
         run.multiple,
@@ -102,12 +102,17 @@ def budget(
         BudgetError: an energy budget where joules can only be estimated.
     """
     if isinstance(text, BudgetText):
-        return _limited(text, _cost(text.cost, model, example, on))
-    costs = {t.cost: _cost(t.cost, model, example, on) for t in text}
+        return _limited(text, cost_of(text.cost, model, example, on))
+    costs = {t.cost: cost_of(t.cost, model, example, on) for t in text}
     return [_limited(t, costs[t.cost]) for t in text]
 
 
-def _cost(name: str, model: nn.Module, example: Example, on: Target | None) -> Cost:
+def cost_of(name: str, model: nn.Module, example: Example, on: Target | None) -> Cost:
+    """The cost of that name; a latency and an energy are measured here.
+
+    Raises:
+        ArgumentError: one that is measured, without a target. TargetError: the target refuses the model.
+    """
     if name == "latency":
         if on is None:
             raise ArgumentError("a latency budget is measured on a target: add --target onnxruntime or eager")
@@ -135,6 +140,23 @@ def running(run: RunFile, model: nn.Module) -> Running | None:
         ArgumentError: no such country. TargetError: there is no source of joules.
     """
     return running_of(device_of(model), run.energy, run.watts, run.country, run.price_per_hour, run.price_per_kwh)
+
+
+def quality(spec: str) -> Callable[[nn.Module], Any]:
+    """The function ``module:name`` that judges a model; a plain number becomes the figure ``quality``.
+
+    Raises:
+        ArgumentError: no such name, or it is not a function.
+    """
+    judge = resolve(spec, {}, "quality")
+    if not callable(judge):
+        raise ArgumentError(f"quality {spec} is {type(judge).__name__}, expected a function of the model")
+
+    def judged(model: nn.Module) -> Any:
+        found = judge(model)
+        return found if isinstance(found, Mapping) else {"quality": found}
+
+    return judged
 
 
 def recoveries(

@@ -28,6 +28,11 @@ OURS = (
     "report.json",
     "report.html",
     "model.onnx*",
+    "front.json",
+    "points",
+    "baselines",
+    ".front.json.*",
+    ".report.html.*",
 )
 """What a folder of ours may hold."""
 
@@ -131,7 +136,7 @@ def _may_resume(path: Path, arguments: Mapping[str, Any], force: bool) -> bool:
     """Whether to go on with what is there; raises where it must stay as it is."""
     found = sorted(p.name for p in path.iterdir() if p.name != WORK)
     strange = [n for n in found if not any(fnmatch.fnmatch(n, ours) for ours in OURS)]
-    if strange or (found and not {"plan.json", "sparse.json"} & set(found)):
+    if strange or (found and not {"plan.json", "sparse.json", "front.json"} & set(found)):
         what = f"holds {', '.join(strange[:3])}" if strange else "is not empty"
         raise ArgumentError(f"output {path} {what}, which secateur did not write: give another --out")
     if force:
@@ -154,6 +159,19 @@ def _arguments_in(folder: Path) -> dict[str, Any] | None:
         return read_arguments(folder)
     except FormatError:
         return None
+
+
+def finished_in_place(folder: Folder) -> None:
+    """Sign a result that was written into the folder itself; nothing is left to go on from."""
+    folder.sign(folder.path)
+    shutil.rmtree(folder.work, ignore_errors=True)
+
+
+def cleared(folder: Folder) -> None:
+    """Take away an earlier result, before a run that writes into the folder itself."""
+    for path in folder.path.iterdir():
+        if path.name != WORK:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _write(path: Path, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from secateur.calling import example_of
+from secateur.choose.rank import Allocation
 from secateur.errors import ArgumentError
 from secateur.evidence.gather import PARITY
 from secateur.evidence.verify import verify
@@ -22,12 +23,62 @@ from secateur.run.data import load_data, load_example
 from secateur.run.folder import RUN, Folder, read_arguments
 from secateur.run.models import load_model
 from secateur.run.pipeline import prune
-from secateur.run.runfile import RunFile
+from secateur.run.runfile import Cutting, RunFile
 from secateur.run.saving import save
 from secateur.run.subjects import known_example
-from secateur.types import Batches, Example, Report, Row
+from secateur.types import Batches, Criterion, Example, Plan, Report, Row, Scores, Target
 
 ONNX = "model.onnx"
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What the text of a run file's arguments stands for.
+
+    Attributes:
+        model, example: the dense model and what it is recorded and timed on. source: what builds its class again.
+        data: batches, or None. on: the target, or None. criterion, allocation, normalize: as named.
+    """
+
+    model: nn.Module
+    example: Example
+    source: Any
+    data: Batches | None
+    on: Target | None
+    criterion: Criterion
+    allocation: Allocation
+    normalize: Callable[[Scores], Scores]
+
+    @property
+    def factory(self) -> str | None:
+        """``module:factory``, where that made the model."""
+        return self.source if isinstance(self.source, str) else None
+
+
+def prepared(arguments: Cutting, tell: Callable[[str], None] = lambda words: None) -> Ready:
+    """Names looked up, data and model loaded; everything that only names things before anything slow.
+
+    Raises:
+        SecateurError: a text names nothing, or the data or the model is refused.
+    """
+    criterion = assemble.criterion(arguments.criterion, arguments.seed)
+    allocation = assemble.allocation(arguments.allocation)
+    normalize = assemble.normalization(arguments.normalization)
+    on = None if arguments.target is None else assemble.target(arguments.target, arguments.threads)
+    data = None if arguments.data is None else load_data(arguments.data, arguments.batch_size)
+    if criterion.stat is not None and data is None:
+        raise ArgumentError(f"criterion {arguments.criterion} needs data: add --data")
+    assemble.recoveries(arguments.recover, data, arguments.seed)
+    tell("loading the model")
+    torch.manual_seed(arguments.seed)
+    model, source = load_model(arguments.model)
+    if source is None:
+        raise ArgumentError(
+            f"MODEL {arguments.model} is pruned already: prune the dense model, to a smaller budget, so that one "
+            "plan says what was cut"
+        )
+    example = load_example(arguments.example, data, model)
+    return Ready(model, example, source, data, on, criterion, allocation, normalize)
 
 
 def execute(
@@ -38,54 +89,41 @@ def execute(
     Raises:
         SecateurError: a text names nothing, the data or the model is refused, or the budget cannot be met.
     """
-    # Everything that only names things is looked at before anything slow begins.
-    criterion = assemble.criterion(arguments.criterion, arguments.seed)
-    allocation = assemble.allocation(arguments.allocation)
-    normalize = assemble.normalization(arguments.normalization)
-    on = None if arguments.target is None else assemble.target(arguments.target, arguments.threads)
-    data = None if arguments.data is None else load_data(arguments.data, arguments.batch_size)
-    if criterion.stat is not None and data is None:
-        raise ArgumentError(f"criterion {arguments.criterion} needs data: add --data")
-    stages = assemble.recoveries(arguments.recover, data, arguments.seed, folder.work)
-    tell("loading the model")
-    torch.manual_seed(arguments.seed)
-    model, source = load_model(arguments.model)
-    if source is None:
-        raise ArgumentError(
-            f"MODEL {arguments.model} is pruned already: prune the dense model, to a smaller budget, so "
-            "that one "
-            "plan says what was cut"
-        )
-    example = load_example(arguments.example, data, model)
-    running = assemble.running(arguments, model)
+    ready = prepared(arguments, tell)
+    stages = assemble.recoveries(arguments.recover, ready.data, arguments.seed, folder.work)
     result = prune(
-        model,
-        example,
-        budget=assemble.budget(arguments.budget, model, example, on),
-        criterion=criterion,
-        allocation=allocation,
-        batches=data,
+        ready.model,
+        ready.example,
+        budget=assemble.budget(arguments.budget, ready.model, ready.example, ready.on),
+        criterion=ready.criterion,
+        allocation=ready.allocation,
+        batches=ready.data,
         recover=stages or None,
-        target=on,
+        target=ready.on,
         seed=arguments.seed,
-        normalize=normalize,
+        normalize=ready.normalize,
         limits=assemble.limits(arguments),
         ignore=tuple(arguments.ignore),
-        running=running,
+        running=assemble.running(arguments, ready.model),
         tell=tell,
     )
-    report = _with_command(result.report, command)
-    if on is not None and on.runtime == "onnxruntime":
+    return finish(ready, result.model, result.plan, with_command(result.report, command), folder, tell)
+
+
+def finish(
+    ready: Ready, small: nn.Module, plan: Plan, report: Report, folder: Folder, tell: Callable[[str], None]
+) -> Report:
+    """Write a result folder, with the ONNX file where that is what was measured, and return the report in it."""
+    if ready.on is not None and ready.on.runtime == "onnxruntime":
         tell("writing the ONNX file")
-        report = _exported(result.model, example, data, folder, report)
+        report = _exported(small, ready.example, ready.data, folder, report)
 
     def extra(temporary: Path) -> None:
         for file in (folder.work / "onnx").glob("*"):
             file.rename(temporary / file.name)
         folder.sign(temporary)
 
-    factory = source if isinstance(source, str) else None
-    save(folder.path, result.model, result.plan, report, factory=factory, overwrite=True, extra=extra)
+    save(folder.path, small, plan, report, factory=ready.factory, overwrite=True, extra=extra)
     return report
 
 
@@ -144,6 +182,7 @@ def recheck(folder: Path, model: str | None = None, example: str | None = None) 
     return replace(report, ok=report.ok and row.ok is True, rows=(*report.rows, row))
 
 
-def _with_command(report: Report, command: str) -> Report:
+def with_command(report: Report, command: str) -> Report:
+    """The report, with the command line that made it."""
     made: dict[str, Any] = {**report.sections.get("made", {}), "command": command}
     return replace(report, sections={**report.sections, "made": made})

@@ -110,39 +110,41 @@ def prune(
     tell("recording")
     groups = couple(trace(model, example), rules, ignore)
     tell("scoring")
-    scores = normalize(score(model, groups, criterion, _stats(model, groups, criterion, batches)))
+    scores = normalize(score(model, groups, criterion, stats_for(model, groups, criterion, batches)))
     tell("allocating")
     made = {"seed": seed, "model_sha256": before, "versions": environment()["versions"]}
     plan = meet(model, scores, budget, allocation, limits or Limits(), made, tell)
-    small, stages = _carry_out(model, plan, steps, quality, tell, before)
+    small, stages = carry_out(model, plan, steps, quality, tell, before)
     tell("verifying and measuring")
     report = report_of(model, small, plan, groups, example, budget, target, stages, rules, running)
-    _check_unchanged(model, before, "measuring it, or its own forward,")
+    check_unchanged(model, before, "measuring it, or its own forward,")
     return Result(small, plan, report, tuple(stages))
 
 
-def _stats(model: nn.Module, groups: Groups, criterion: Criterion, batches: Batches | None) -> Any:
+def stats_for(model: nn.Module, groups: Groups, criterion: Criterion, batches: Batches | None) -> Any:
+    """The calibration data that a criterion needs."""
     if isinstance(criterion, Criterion) and criterion.stat is not None and batches is None:
         raise DataError(f"criterion {criterion.name} needs calibration data: give batches=...")
     return calibrate(model, () if batches is None else batches, criterion, groups)
 
 
-def _carry_out(
+def carry_out(
     model: nn.Module,
     plan: Plan,
     steps: Sequence[Recovery],
     quality: Quality | None,
     tell: Callable[[str], None],
     before: str,
+    dense: Stage | None = None,
 ) -> tuple[nn.Module, list[Stage]]:
-    """Cut, then recover stage by stage, judging each."""
+    """Cut, then recover stage by stage, judging each; ``dense`` where that one is known already."""
 
     def judge(net: nn.Module) -> dict[str, Figure]:
         with quiet_eval(net):
             return {} if quality is None else figures(quality(net))
 
-    stages = [Stage("dense", judge(model), 0.0)]
-    _check_unchanged(model, before, "the quality function")
+    stages = [dense or Stage("dense", judge(model), 0.0)]
+    check_unchanged(model, before, "the quality function")
     start = time.perf_counter()
     small = apply(plan, model)
     seconds = time.perf_counter() - start
@@ -152,12 +154,13 @@ def _carry_out(
         start = time.perf_counter()
         history = step.run(small, model, plan)
         seconds = time.perf_counter() - start
-        _check_unchanged(model, before, f"the recovery {step.name!r}")
+        check_unchanged(model, before, f"the recovery {step.name!r}")
         stages.append(Stage(f"after {step.name}", judge(small), seconds, history))
     return small, stages
 
 
-def _check_unchanged(model: nn.Module, before: str, who: str) -> None:
+def check_unchanged(model: nn.Module, before: str, who: str) -> None:
+    """Refuse to go on where something wrote to the dense model."""
     if model_hash(model) != before:
         raise DataError(f"the dense model changed while it was pruned: {who} wrote to it")
 

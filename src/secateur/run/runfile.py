@@ -224,15 +224,12 @@ Positive = Annotated[int, Field(ge=1)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class RunFile(BaseModel):
-    """The arguments of ``secateur prune``; names are secateur's public names, or ``module:name``."""
+class Cutting(BaseModel):
+    """What the run files of all commands that cut units share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="secateur run file")
 
     model: str = Field(description="module:factory, a Hugging Face model folder, or a folder that secateur wrote")
-    budget: Budget = Field(
-        description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB; or a list of several"
-    )
     data: str | None = Field(None, description="module:callable, or a .npy, .npz or .safetensors file")
     batch_size: Positive = Field(32, description="items in a batch, where data is a file")
     example: str | None = Field(
@@ -252,6 +249,19 @@ class RunFile(BaseModel):
     ignore: list[str] = Field([], description="globs over parameters, modules or groups that stay whole")
     recover: list[Recover] = Field([], description="stages of recovery, in order")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything that is drawn")
+    out: str | None = Field(None, description="folder for the result")
+
+    def arguments(self) -> dict[str, Any]:
+        """As plain data: what a run file with the same meaning holds."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class RunFile(Cutting):
+    """The arguments of ``secateur prune``; names are secateur's public names, or ``module:name``."""
+
+    budget: Budget = Field(
+        description="COST=LIMIT: latency=50%, latency=8ms, params=10M, macs=300M, nbytes=4MB; or a list of several"
+    )
     energy: bool = Field(False, description="report joules a run on the target")
     watts: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="power drawn while it runs, an estimate for where no counter can be read"
@@ -259,7 +269,6 @@ class RunFile(BaseModel):
     country: str | None = Field(None, description="ISO code of three letters: report the CO2 of a million inferences")
     price_per_hour: Price | None = Field(None, description="of the machine: report the price of a million inferences")
     price_per_kwh: Price | None = Field(None, description="of electricity, for the same")
-    out: str | None = Field(None, description="folder for the result")
 
     @model_validator(mode="after")
     def _latency_needs_target(self) -> Self:
@@ -270,17 +279,15 @@ class RunFile(BaseModel):
     @model_validator(mode="after")
     def _energy_needs_target(self) -> Self:
         asked = [k for k in ("watts", "country", "price_per_hour", "price_per_kwh") if getattr(self, k) is not None]
-        asked = ["an energy budget"] * any(b.cost == "energy" for b in self._budgets()) + ["energy"] * self.energy + asked
+        asked = (
+            ["an energy budget"] * any(b.cost == "energy" for b in self._budgets()) + ["energy"] * self.energy + asked
+        )
         if asked and self.target is None:
             raise ValueError(f"{asked[0]} needs a target to run on: say which, such as target: onnxruntime")
         return self
 
     def _budgets(self) -> tuple[BudgetText, ...]:
         return (self.budget,) if isinstance(self.budget, BudgetText) else self.budget
-
-    def arguments(self) -> dict[str, Any]:
-        """As plain data: what a run file with the same meaning holds."""
-        return self.model_dump(mode="json")
 
 
 def read_run_file(path: str | Path) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def execute_sparse(
         )
     if criterion.weights.stat is not None and data is None and arguments.example is None:
         raise ArgumentError(f"criterion {arguments.criterion} needs data: add --data")
-    quality = None if arguments.quality is None else _quality(arguments.quality)
+    quality = None if arguments.quality is None else assemble.quality(arguments.quality)
     tell("loading the model")
     torch.manual_seed(arguments.seed)
     model, source = load_model(arguments.model)
@@ -179,15 +179,3 @@ def execute_sparse(
     tell("writing")
     save_sparse(folder.path, result.model, result.masks, factory=factory, overwrite=True, extra=extra)
     return report
-
-
-def _quality(spec: str) -> Callable[[Any], Any]:
-    judge = resolve(spec, {}, "quality")
-    if not callable(judge):
-        raise ArgumentError(f"quality {spec} is {type(judge).__name__}, expected a function of the model")
-
-    def judged(model: Any) -> Any:
-        found = judge(model)
-        return found if isinstance(found, Mapping) else {"quality": found}
-
-    return judged
