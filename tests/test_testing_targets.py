@@ -174,16 +174,14 @@ def test_crooked_targets_fail(make, words):
         check_target(make())
 
 
-class Held:
-    """What "files" hold: the models themselves, by a number in the file."""
-
-    models: list[nn.Module] = []
+MODELS: list[nn.Module] = []
+"""What the "files" hold: a number in this list."""
 
 
 def keep(model, example, folder):
-    Held.models.append(snapshot(model))
+    MODELS.append(snapshot(model))
     (folder / "more").write_bytes(b"x" * 10)
-    (folder / "number").write_text(str(len(Held.models) - 1))
+    (folder / "number").write_text(str(len(MODELS) - 1))
     return folder / "number"
 
 
@@ -193,7 +191,7 @@ def size(file):
 
 def fetch(file, example, threads):
     assert (Path(file).parent / "more").is_file()
-    made = build(Held.models[int(Path(file).read_text())], example, threads)
+    made = build(MODELS[int(Path(file).read_text())], example, threads)
     return dataclasses.replace(made, target="crooked", path=str(file), nbytes=size(file))
 
 

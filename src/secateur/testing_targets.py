@@ -31,8 +31,8 @@ def check_target(
 ) -> None:
     r"""Prove a target: what it builds computes what torch computes, keeps to itself, and cleans up.
 
-    Outputs are compared by $\max|a - b| / \max|a|$, on the example and on another of the same shapes. A model with other
-    weights must give other outputs. Two artefacts run side by side, and `again` loads one more; what they say of
+    Outputs are compared by $\max|a - b| / \max|a|$, on the example and on another of the same shapes. A model with
+    other weights must give other outputs. Two artefacts run side by side, and `again` loads one more; what they say of
     themselves (file, size, batch, threads, target) must be so. A file is copied to another folder and loaded there.
     The model must be untouched, a wrong example refused, and temporary files gone with the last artefact.
 
@@ -198,7 +198,8 @@ def _refuses(target: Target, made: Artefact, example: Example) -> None:
 
 def _round_trip(target: Target, model: nn.Module, example: Example, tolerance: float, threads: int) -> None:
     if target.export is None or target.load is None:
-        assert target.export is target.load, f"{target.name}: has one of export and load; give both or neither"
+        both = target.export is None and target.load is None
+        assert both, f"{target.name}: has one of export and load; give both or neither"
         return
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         made, there = Path(folder) / "made", Path(folder) / "there"

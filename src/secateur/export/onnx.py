@@ -136,7 +136,7 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
     if not kwargs and args and isinstance(args[-1], dict):
         args = (*args, {})  # a last positional dict would be taken for keyword arguments
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model, args, kwargs=kwargs, dynamo=True, verbose=False, dynamic_shapes=shapes, optimize=False
         )
         _tidy(program.model)

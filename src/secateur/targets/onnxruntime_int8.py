@@ -22,8 +22,8 @@ def export(model: nn.Module, example: Example, folder: Path) -> Path:
     """Write ``model.onnx`` into a folder, with int8 weights in each linear layer, convolution, LSTM and embedding.
 
     Weights get a scale an output channel; activations are quantised to uint8 at every run, a scale a tensor. The
-    arithmetic around (norms, softmax, activations) stays float32: `in_float` says what else does. Processors without
-    an int8 dot product may saturate sums of two products, so check the quality on the device.
+    arithmetic around (norms, softmax, activations) stays float32: `in_float` says what else does. Weights use 7 of
+    the 8 bits: with all 8, processors without an int8 dot product saturate, and outputs depend on the device.
 
     Raises:
         TargetError: the ``onnx`` extra is missing, or the model cannot be exported or quantised.
@@ -36,7 +36,9 @@ def export(model: nn.Module, example: Example, folder: Path) -> Path:
     try:
         floating = onnx.load(whole)
         del floating.graph.value_info[:]  # weights are transposed on the way, and their old shapes would not fit
-        quantization.quantize_dynamic(floating, file, per_channel=True, weight_type=quantization.QuantType.QInt8)
+        quantization.quantize_dynamic(
+            floating, file, per_channel=True, reduce_range=True, weight_type=quantization.QuantType.QInt8
+        )
     except Exception as e:
         raise TargetError(
             f"onnxruntime_int8: {type(model).__qualname__} is exported and cannot be quantised: {first_line(e)}"
