@@ -22,6 +22,9 @@ from secateur.types import Example, Target
 
 log = logging.getLogger("secateur")
 
+WRITERS = ("torch", "onnxruntime", "onnxruntime-gpu", "onnxscript", "ai-edge-litert", "litert-torch")
+"""Distributions, beside the target's own, whose versions may change what a file does or how quick it is."""
+
 
 def cache_folder() -> Path:
     """Where figures are kept: the environment variable ``SECATEUR_CACHE``, else ``~/.cache/secateur``."""
@@ -79,7 +82,7 @@ def versions(target: Target) -> dict[str, str]:
         >>> versions(eager)["torch"] == str(torch.__version__)
         True
     """
-    here = {name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.runtime})}
+    here = {name: _version(name) for name in sorted({*WRITERS, target.runtime})}
     if target.device is None:
         return here
     return {**{f"{k} here": v for k, v in here.items() if k != "onnxruntime"}, **dict(target.device.versions)}
