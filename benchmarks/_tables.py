@@ -11,7 +11,7 @@ from pathlib import Path
 import _tables_sparse
 from _rows import ROOT, read
 from _table import Table
-from secateur.export.atomic import write_bytes
+from secateur.atomic import write_bytes
 
 PAGE = ROOT / "docs" / "results.md"
 
