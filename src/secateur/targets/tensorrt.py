@@ -67,10 +67,11 @@ def load(path: Path | str, example: Example, threads: int = 1) -> Artefact:
     path = Path(path)
     if not path.is_file():
         raise TargetError(f"tensorrt: there is no file {path}")
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise TargetError(f"tensorrt: {path} cannot be loaded: is it of this device and of TensorRT {trt.__version__}?")
-    runner = _Runner(trt, engine, device)
+    runner = _Runner(trt, runtime, engine, device)
     tensors = runner.taken(example)
 
     def call(other: Example) -> list[Array]:
@@ -96,8 +97,8 @@ tensorrt = file_target("tensorrt", export, load, "tensorrt")
 class _Runner:
     """An engine with its outputs allocated; a run ends when the device has finished."""
 
-    def __init__(self, trt: Any, engine: Any, device: torch.device) -> None:
-        self.engine, self.device = engine, device
+    def __init__(self, trt: Any, runtime: Any, engine: Any, device: torch.device) -> None:
+        self.runtime, self.engine, self.device = runtime, engine, device  # the engine lives on the runtime
         self.context, self.stream = engine.create_execution_context(), torch.cuda.Stream(device)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = {n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT}
