@@ -34,8 +34,8 @@ uniform_plus unit_norms unnormalized unstructured vanished verify wanda with_thr
 woodfisher_with write_report zero_units
 """.split()
 
-ROOMS = ["digest", "errors", "types", "calling", "graph", "score", "choose", "solve", "export", "targets", "train"]
-ROOMS += ["evidence", "testing", "run", "cli_common", "cli_sparse", "cli"]
+ROOMS = ["digest", "errors", "atomic", "types", "calling", "graph", "score", "choose", "solve", "export", "targets"]
+ROOMS += ["train", "evidence", "testing", "run", "cli_common", "cli_sparse", "cli"]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""
 
 
