@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 import _models
 from _rows import CACHE, quick
-from secateur.export.atomic import write_bytes
+from secateur.atomic import write_bytes
 
 RECIPE = 1
 """To be raised when the network or its training changes: networks of another recipe are not used again."""

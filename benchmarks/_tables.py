@@ -12,7 +12,7 @@ import _tables_budget
 import _tables_sparse
 from _rows import ROOT, read
 from _table import Table
-from secateur.export.atomic import write_bytes
+from secateur.atomic import write_bytes
 
 PAGE = ROOT / "docs" / "results.md"
 

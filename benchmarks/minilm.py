@@ -32,7 +32,7 @@ from torch import nn
 import minilm as demo
 import secateur as sc
 from materials import minilm
-from secateur.export.atomic import write_bytes
+from secateur.atomic import write_bytes
 from sentences import Fidelity, Texts, crops
 
 CASES = ("secateur", "layer_drop", "magnitude_uniform", "random", "torch_pruning")

@@ -34,7 +34,20 @@ uniform_plus unit_norms unnormalized unstructured vanished verify wanda with_thr
 woodfisher_with write_report zero_units
 """.split()
 
-ROOMS = ["digest", "errors", "types", "calling", "graph", "score", "choose", "solve", "export", "targets", "train"]
+ROOMS = [
+    "digest",
+    "errors",
+    "atomic",
+    "types",
+    "calling",
+    "graph",
+    "score",
+    "choose",
+    "solve",
+    "export",
+    "targets",
+    "train",
+]
 ROOMS += ["evidence", "testing", "run", "cli_common", "cli_budget", "cli_front", "cli_sparse", "cli_target", "cli"]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""
 

@@ -20,7 +20,7 @@ import _models
 import _photos
 import secateur as sc
 from _rows import CACHE, quick
-from secateur.export.atomic import write_bytes
+from secateur.atomic import write_bytes
 
 TARGETS: Mapping[str, sc.Target] = {"eager": sc.eager, "onnxruntime": sc.onnxruntime, "openvino": sc.openvino}
 """The runtimes, one thread each."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.atomic import write_bytes
 from secateur.choose.density import check_sparsity
 from secateur.choose.patterns import Pattern, unstructured
 from secateur.digest import model_hash
@@ -137,17 +137,7 @@ def _read(file: Path | None, about: Mapping[str, str]) -> dict[str, dict[float, 
 
 
 def _write(file: Path | None, about: Mapping[str, str], curves: Mapping[str, Mapping[float, float]]) -> None:
-    """The whole file or none of it; `export` is to the right of this room, so its writer is not used here."""
-    if file is None:
-        return
-    text = json.dumps({**about, "curves": {n: {repr(s): v for s, v in c.items()} for n, c in curves.items()}}, indent=1)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
-    try:
-        with temporary.open("x") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """The whole file or none of it."""
+    if file is not None:
+        told = {**about, "curves": {n: {repr(s): v for s, v in c.items()} for n, c in curves.items()}}
+        write_bytes(file, json.dumps(told, indent=1).encode())

@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from secateur.atomic import write_bytes
 from secateur.evidence import words
-from secateur.export.atomic import write_bytes
 from secateur.targets.measure import NOISY, Speedup
 from secateur.types import Artefact
 

@@ -12,10 +12,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from secateur.atomic import write_bytes
 from secateur.errors import FormatError
 from secateur.evidence import words
 from secateur.evidence.quality import Figure
-from secateur.export.atomic import write_bytes
 
 JSON_NAME, HTML_NAME = "front.json", "report.html"
 SCHEMA = 1

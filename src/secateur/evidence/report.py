@@ -16,10 +16,10 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from secateur.atomic import write_bytes
 from secateur.errors import FormatError
 from secateur.evidence import words
 from secateur.evidence.schema import VERSION, check, report_schema
-from secateur.export.atomic import write_bytes
 from secateur.types import Report, Row
 
 __all__ = ["from_json", "read_report", "report_schema", "to_json", "to_table", "write_report"]

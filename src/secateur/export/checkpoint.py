@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from secateur.atomic import new_folder, write_bytes
 from secateur.errors import FormatError, PlanError
-from secateur.export.atomic import new_folder, write_bytes
 from secateur.export.plans import load_plan, plan_bytes, read_header
 from secateur.graph.dropping import renamed
 from secateur.graph.sizes import Attribute, write_attribute
@@ -119,15 +119,24 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
     except SafetensorError as error:
         raise FormatError(f"{weights} cannot be read: {error}") from error
     state |= {name: state[first] for name, first in about["shared"].items()}
-    expected = model.state_dict()
-    wrong = sorted(set(expected) ^ set(state)) or [n for n in expected if expected[n].shape != state[n].shape]
-    if wrong:
+    if wrong := differing(model, state):
         raise PlanError(
             f"the model that was built does not match {weights}: {wrong[:4]} differ"
             f"{'' if about['factory'] is None else ' (it was made by ' + about['factory'] + ')'}"
         )
     load_state_(model, state, about["unsaved"])
     return model.eval()
+
+
+def differing(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Names that only one of a model and a state has, or else those of tensors whose shapes differ.
+
+    Example:
+        >>> differing(nn.Linear(2, 1), {"weight": torch.ones(1, 2)}), differing(nn.Flatten(), {})
+        (['bias'], [])
+    """
+    expected = model.state_dict()
+    return sorted(set(expected) ^ set(state)) or [n for n in expected if expected[n].shape != state[n].shape]
 
 
 def load_state_(model: nn.Module, state: Mapping[str, Tensor], cast: Mapping[str, str]) -> None:

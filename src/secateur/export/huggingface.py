@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from secateur.atomic import new_folder
 from secateur.calling import run, tensors_of
 from secateur.errors import ArgumentError, FormatError
-from secateur.export.atomic import new_folder
 from secateur.export.prepare import first_line, need, snapshot
 from secateur.types import Example, Plan
 

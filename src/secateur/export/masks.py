@@ -15,8 +15,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from secateur.atomic import write_bytes
 from secateur.errors import FormatError
-from secateur.export.atomic import write_bytes
 
 FORMAT = "secateur-masks/1"
 

@@ -6,16 +6,13 @@ nothing from it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
-import io
 import logging
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,22 +37,13 @@ from secateur.export.prepare import (
     rebatched,
     snapshot,
 )
+from secateur.export.quiet import quiet
 from secateur.types import Example
 
 log = logging.getLogger("secateur")
 
 WEIGHTS_INSIDE = 2_000_000_000
 """Bytes of weights above which they go to a file beside the graph: protobuf ends at 2^31."""
-
-_CHATTY = (
-    "torch.onnx",
-    "torch.export",
-    "torch._export",
-    "torch._dynamo",
-    "torch.fx.experimental.symbolic_shapes",
-    "onnxscript",
-    "onnx_ir",
-)
 
 
 @dataclass(frozen=True)
@@ -135,7 +123,7 @@ def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
         shapes = pytree.tree_map(axes, dict(bound))
     if not kwargs and args and isinstance(args[-1], dict):
         args = (*args, {})  # a last positional dict would be taken for keyword arguments
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
             model, args, kwargs=kwargs, dynamo=True, verbose=False, dynamic_shapes=shapes, optimize=False
         )
@@ -196,23 +184,6 @@ def _must_run(model: nn.Module, example: Example) -> None:
         ) from e
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the exporter warns, logs and prints; what matters of it comes as an exception."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    sink = io.StringIO()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _write(program: Any, path: Path) -> int:
     """Save in a folder beside ``path``, then move: the weights first, under a name of their own content."""
     (ir,) = need("onnx", "onnx_ir")
@@ -227,7 +198,7 @@ def _write(program: Any, path: Path) -> int:
         data = f"{path.name}.{digest.hexdigest()}.data"
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        with _quiet():
+        with quiet():
             ir.save(program.model, folder / path.name, external_data=data)
         written = [f for f in (data, path.name) if f and (folder / f).is_file()]
         size = sum((folder / f).stat().st_size for f in written)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from secateur.atomic import write_bytes
 from secateur.errors import FormatError
-from secateur.export.atomic import write_bytes
 from secateur.types import Plan, Setting
 
 SCHEMA = 1

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from secateur.atomic import new_folder, write_bytes
 from secateur.errors import FormatError, PlanError
-from secateur.export.atomic import new_folder, write_bytes
-from secateur.export.checkpoint import Factory, build, distinct_state, file_hash, load_state_, unsaved
+from secateur.export.checkpoint import Factory, build, differing, distinct_state, file_hash, load_state_, unsaved
 from secateur.export.masks import pack as pack_bits
 from secateur.export.masks import read_masks
 from secateur.export.masks import unpack as unpack_bits
@@ -161,9 +161,7 @@ def load_sparse(path: Path | str, model_or_factory: Factory | nn.Module | Any = 
     about = header["model"]
     state |= {name: state[first] for name, first in about["shared"].items()}
     model = build(folder, about, model_or_factory)
-    expected = model.state_dict()
-    wrong = sorted(set(expected) ^ set(state)) or [n for n in expected if expected[n].shape != state[n].shape]
-    if wrong:
+    if wrong := differing(model, state):
         raise PlanError(
             f"{type(model).__name__} does not match {folder}, which holds a {about['class'].partition(':')[2]}: "
             f"{wrong[:4]} differ; give the model, or what built it"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.atomic import write_bytes
 from secateur.errors import ArgumentError, FormatError
-from secateur.export.atomic import write_bytes
 
 RUN, WORK = "run.json", ".work"
 OURS = (

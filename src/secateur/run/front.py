@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from secateur.atomic import new_folder, write_bytes
 from secateur.choose.allocate import check_limits, global_, uniform
 from secateur.choose.rank import Allocation
 from secateur.digest import model_hash
@@ -26,7 +27,6 @@ from secateur.evidence.fidelity import fidelity, held_back
 from secateur.evidence.front import Front, Point, read_point, write_front, write_point
 from secateur.evidence.gather import TOLERANCE, environment
 from secateur.evidence.quality import Figure
-from secateur.export.atomic import new_folder, write_bytes
 from secateur.export.checkpoint import file_hash, save_weights, unsaved
 from secateur.export.plans import save_plan
 from secateur.graph.couple import Groups, couple

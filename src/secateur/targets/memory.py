@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateur.export.atomic import write_bytes
+from secateur.atomic import write_bytes
 from secateur.types import Example, Target
 
 log = logging.getLogger("secateur")

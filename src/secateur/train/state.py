@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from secateur.atomic import sync
 from secateur.digest import digest_of
 from secateur.errors import FormatError
-from secateur.export.atomic import sync
 
 log = logging.getLogger("secateur")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.export.atomic import write_bytes
+from secateur.atomic import write_bytes
 
 CSV, PLOT = "tickets.csv", "tickets.png"
 

@@ -203,17 +203,11 @@ def tickets(
         [(0, 'ticket', 4), (1, 'ticket', 2), (2, 'ticket', 1)]
     """
     cut, rewind = cut or layerwise(), rewind or rewind_to()
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ArgumentError(f"rounds is how often to prune, 1 or more; got {rounds!r}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ArgumentError(f"seed must be a whole number, 0 or more; got {seed!r}")
-    if not isinstance(cut, Cut) or not isinstance(rewind, Rewind):
-        raise ArgumentError(f"cut and rewind are such as sc.layerwise(0.2), sc.rewind_to(0); got {cut!r}, {rewind!r}")
+    _check(rounds, seed, cut, rewind)
     path = Path(folder)
     _claim(path)
     model = _made(make_model, seed)
     names = list(prunable(model, ignore, only))
-    at = range(1, rounds + 1) if controls_at is None else controls_at
     made = {
         "model": model_hash(model),
         "weights": names,
@@ -225,28 +219,48 @@ def tickets(
     }
     one = _One(make_model, train, evaluate, rewind, seed, names)
     progress = _Progress.load(path, made) or _fresh(model, names)
-    units: list[tuple[int, Control | None]] = [(0, None)]
-    units += [(r, c) for r in range(1, rounds + 1) for c in (None, *(controls if r in at else ()))]
+    units = _units(rounds, controls, controls_at)
     for done in range(len(progress.rows), len(units)):
         number, control = units[done]
         if control is None and number > 1:
             write_rows(path, progress.rows)  # with the plot, once a round
-        name = TICKET if control is None else _called(control)
-        tell(done, len(units), f"round {number}, {name}")
-        if control is not None:
-            one.beside_(progress, number, control)
+        tell(done, len(units), f"round {number}, {TICKET if control is None else _called(control)}")
+        if control is None:
+            _ticket_(one, progress, number, cut, path)
         else:
-            trained = one.ticket_(progress, number, cut)
-            save_sparse(path / f"round-{number:02d}", trained, progress.masks, overwrite=True)
-            if number == 0:
-                trained.load_state_dict(progress.rewound)
-                save_sparse(path / "start", trained, overwrite=True)
+            one.beside_(progress, number, control)
         write_rows(path, progress.rows, plot=False)
         progress.save(path, made)
     tell(len(units), len(units), "done")
     write_rows(path, progress.rows)
     model.load_state_dict(progress.trained)
     return Tickets(tuple(progress.rows), model.eval(), progress.masks, path)
+
+
+def _check(rounds: int, seed: int, cut: Cut, rewind: Rewind) -> None:
+    if not isinstance(rounds, int) or rounds < 1:
+        raise ArgumentError(f"rounds is how often to prune, 1 or more; got {rounds!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ArgumentError(f"seed must be a whole number, 0 or more; got {seed!r}")
+    if not isinstance(cut, Cut) or not isinstance(rewind, Rewind):
+        raise ArgumentError(f"cut and rewind are such as sc.layerwise(0.2), sc.rewind_to(0); got {cut!r}, {rewind!r}")
+
+
+def _units(
+    rounds: int, controls: Sequence[Control], controls_at: Collection[int] | None
+) -> list[tuple[int, Control | None]]:
+    """The trainings of a run, in order: round and control, None for the ticket itself."""
+    at = range(1, rounds + 1) if controls_at is None else controls_at
+    return [(0, None), *((r, c) for r in range(1, rounds + 1) for c in (None, *(controls if r in at else ())))]
+
+
+def _ticket_(one: _One, progress: _Progress, number: int, cut: Cut, path: Path) -> None:
+    """Train a round's ticket and save it; after round 0 also the weights that are rewound to."""
+    trained = one.ticket_(progress, number, cut)
+    save_sparse(path / f"round-{number:02d}", trained, progress.masks, overwrite=True)
+    if number == 0:
+        trained.load_state_dict(progress.rewound)
+        save_sparse(path / "start", trained, overwrite=True)
 
 
 @dataclass(frozen=True, eq=False)

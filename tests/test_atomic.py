@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from secateur import atomic
+from secateur.atomic import new_folder, write_bytes
 from secateur.errors import FormatError
-from secateur.export import atomic
-from secateur.export.atomic import new_folder, write_bytes
 
 
 def names(folder: Path) -> list[str]:
