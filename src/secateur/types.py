@@ -311,10 +311,7 @@ class Cost:
 class Budget:
     """An upper limit on a cost.
 
-    Attributes:
-        cost: what is limited. limit: in the cost's unit. fraction: of the dense cost, where that is how it was asked.
-        parts: the budgets that all have to hold, where this one stands for several: its cost is then the largest of
-            their costs over their limits, and its limit 1.
+    ``parts``: those it stands for, where it is several at once (its cost: the largest of cost / limit; its limit 1).
 
     Example:
         >>> import secateur as sc, torch

@@ -108,3 +108,18 @@ def test_relative_error_sums_over_outputs() -> None:
     assert relative_error(a, b) == pytest.approx(4 / 17)
     assert relative_error(b, b) == 0
     assert relative_error((a["x"], a["x"]), (b["x"], torch.zeros(2))) == pytest.approx(9 / 17)
+
+
+def test_an_error_table_is_what_each_cut_model_gives() -> None:
+    from secateur.choose.effect import error_table, relative_error
+    from secateur.choose.plan import make_plan
+
+    model, data = mlp(4, 8, 6, 2), [torch.randn(16, 4, generator=torch.Generator().manual_seed(0))]
+    scores = sc.score(model, groups_of(model, data[0]), sc.magnitude)
+    table = error_table(model, scores, data, (0.25, 0.5))
+    for g in scores.groups:
+        assert table[g.name][g.units] == 0
+        for kept, error in table[g.name].items():
+            keep = {g.name: scores.values[g.name] >= sorted(scores.values[g.name])[g.units - kept]}
+            small = sc.apply(make_plan(scores.groups, keep), model)
+            assert error == pytest.approx(relative_error(small(data[0]), model(data[0])).item(), abs=1e-9)

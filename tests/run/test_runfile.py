@@ -187,3 +187,19 @@ def test_a_missing_file(tmp_path):
 
 def test_every_key_is_described():
     assert all(f.description for f in RunFile.model_fields.values())
+
+
+def test_several_budgets_are_a_list_and_no_cost_stands_twice():
+    two = check_arguments({"model": "a:b", "budget": ["params=50%", "nbytes=4MB"]})
+    assert [b.cost for b in two.budget] == ["params", "nbytes"]
+    assert two.arguments()["budget"] == ["params=50%", "nbytes=4MB"]
+    jsonschema.validate(two.arguments(), schema())
+    assert check_arguments({"model": "a:b", "budget": ["params=50%"]}).arguments()["budget"] == "params=50%"
+    for wrong, words in (
+        ([], "at least one"),
+        (["params=50%", "params=1M"], "limited twice"),
+        (["latency=8ms", "params=1M"], "target"),
+        (["size=3"], "size"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            check_arguments({"model": "a:b", "budget": wrong})

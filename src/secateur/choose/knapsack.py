@@ -192,7 +192,7 @@ class _Search:
             for candidate in found:
                 self.offer(candidate)
             counts = min(found, key=self.rank)
-            aim *= np.clip(self.limits / self.prices(counts), 0.8, 1.25)
+            aim *= np.clip(self.limits / np.maximum(self.prices(counts), 1e-3 * self.limits), 0.8, 1.25)
 
     def every(self) -> None:
         """All choices, where they are few: no linearisation of coupled costs is exact."""
