@@ -17,6 +17,7 @@ from secateur.graph.record import trace
 from secateur.graph.recorded import Call, Graph
 from secateur.graph.rules import RULES, Rule
 from secateur.graph.surgery import apply
+from secateur.testing_targets import check_target as check_target
 from secateur.types import Example, Plan, Report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,12 +45,21 @@ def build(model: nn.Module, example: Example, threads: int) -> Artefact:
         4
     """
     twin = snapshot(model)
-    device = _device(twin)
+    return ready(twin, twin, example, threads, "eager")
+
+
+def ready(function: Callable[..., Any], model: nn.Module, example: Example, threads: int, target: str) -> Artefact:
+    """What runs a function of torch, where ``model`` holds its weights.
+
+    Raises:
+        TargetError: it does not run on the example.
+    """
+    device = _device(model)
     args, kwargs = as_call(moved(example, device))
 
     def run() -> list[Any]:
         with _threads(threads), torch.inference_mode():
-            outputs = output_tensors(twin(*args, **kwargs))
+            outputs = output_tensors(function(*args, **kwargs))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
                 return outputs
@@ -60,14 +69,14 @@ def build(model: nn.Module, example: Example, threads: int) -> Artefact:
         positional, keyword = as_call(moved(other, device))
         try:
             with _threads(threads), torch.inference_mode():
-                return [array(t) for t in output_tensors(twin(*positional, **keyword))]
+                return [array(t) for t in output_tensors(function(*positional, **keyword))]
         except Exception as e:
             name = type(model).__qualname__
-            raise TargetError(f"eager: {name} does not run on the example given: {first_line(e)}") from e
+            raise TargetError(f"{target}: {name} does not run on the example given: {first_line(e)}") from e
 
     call(example)
-    peak = (lambda: _cuda_peak(twin, run, device)) if device.type == "cuda" else None
-    return Artefact(run, call, target="eager", threads=threads, batch=batch_of(example), peak=peak)
+    peak = (lambda: _cuda_peak(model, run, device)) if device.type == "cuda" else None
+    return Artefact(run, call, target=target, threads=threads, batch=batch_of(example), peak=peak)
 
 
 eager = Target("eager", build)

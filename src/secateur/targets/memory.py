@@ -84,7 +84,10 @@ def latency_key(model: nn.Module, example: Example, target: Target) -> str:
         "threads": target.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": machine(),
-        "versions": {name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.name})},
+        "versions": {
+            name: _version(name)
+            for name in sorted({"torch", "onnxruntime", "onnxruntime-gpu", "onnxscript", target.name})
+        },
     }
     return json.dumps(facts, sort_keys=True)
 

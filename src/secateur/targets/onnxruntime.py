@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the file that is measured is the file that ships."""
+"""ONNX Runtime, on the CPU or on CUDA: the file that is measured is the file that ships."""
 
 from __future__ import annotations
 
@@ -35,7 +35,20 @@ def load(path: Path | str, example: Example | None = None, threads: int = 1) -> 
     Raises:
         TargetError: the file cannot be loaded, or does not run on the example.
     """
-    opened = open_session(path, threads)
+    return _loaded(path, example, threads, "onnxruntime", "CPUExecutionProvider")
+
+
+def load_cuda(path: Path | str, example: Example | None = None, threads: int = 1) -> Artefact:
+    """Load an ONNX file on the first CUDA device; what its kernels lack runs on the CPU.
+
+    Raises:
+        TargetError: the runtime has no CUDA or finds no device, or as `load`.
+    """
+    return _loaded(path, example, threads, "onnxruntime_cuda", "CUDAExecutionProvider")
+
+
+def _loaded(path: Path | str, example: Example | None, threads: int, target: str, provider: str) -> Artefact:
+    opened = open_session(path, threads, provider)
     example = declared_inputs(path) if example is None else example
     arrays = feeds(opened, example)
 
@@ -48,15 +61,16 @@ def load(path: Path | str, example: Example | None = None, threads: int = 1) -> 
         call=call,
         nbytes=nbytes_of(path),
         path=str(path),
-        target="onnxruntime",
+        target=target,
         threads=threads,
         batch=batch_of(example),
-        peak=lambda: peak_rss(path, arrays, threads),
-        again=lambda: load(path, example, threads),
+        peak=(lambda: peak_rss(path, arrays, threads)) if provider.startswith("CPU") else None,
+        again=lambda: _loaded(path, example, threads, target, provider),
     )
 
 
 onnxruntime = file_target("onnxruntime", export, load, "onnx")
+onnxruntime_cuda = file_target("onnxruntime_cuda", export, load_cuda, "onnx")
 
 
 _DTYPES = {
