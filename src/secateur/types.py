@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -15,6 +15,7 @@ from secateur.errors import BudgetError, PlanError
 
 if TYPE_CHECKING:
     from secateur.graph.couple import Groups
+    from secateur.targets.layers import Layer
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
 """A tensor, a tuple of positional arguments, or a dict of keyword arguments of ``model.forward``."""
@@ -205,6 +206,8 @@ class Target:
         export: ``(model, example, folder) -> file``: writes the file that ships into a folder, and all that goes
             with it; None where nothing is written.
         load: ``(file, example, threads) -> Artefact``: runs such a file, on this machine or on another; None likewise.
+        layer: ``(layer, threads) -> Artefact`` of one layer, quicker than ``build`` of a model of one; None where
+            there is no such way.
     """
 
     name: str
@@ -213,6 +216,7 @@ class Target:
     threads: int = 1
     export: Callable[[nn.Module, Example, Path], Path] | None = None
     load: Callable[[Path, Example, int], Artefact] | None = None
+    layer: Callable[[Layer, int], Artefact] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +258,7 @@ class Cost:
         measured: for measured costs, ``(cut model, again) -> value``, remembered, a second timing (``again``) apart
             from the first; None for exact ones.
         target: where a measured cost is measured. example: what on.
+        errors: ``() -> [(predicted, measured)]`` of every model that was measured through it; None for exact costs.
     """
 
     name: str
@@ -264,6 +269,7 @@ class Cost:
     measured: Callable[[nn.Module, bool], float] | None = None
     target: Target | None = None
     example: Example | None = None
+    errors: Callable[[], Sequence[tuple[float, float]]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,9 +84,14 @@ def latency_key(model: nn.Module, example: Example, target: Target) -> str:
         "threads": target.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": machine(),
-        "versions": {name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.name})},
+        "versions": versions(target),
     }
     return json.dumps(facts, sort_keys=True)
+
+
+def versions(target: Target) -> dict[str, str]:
+    """Versions of what decides a latency on a target; empty where a package is not installed."""
+    return {name: _version(name) for name in sorted({"torch", "onnxruntime", "onnxscript", target.name})}
 
 
 def _version(distribution: str) -> str:
