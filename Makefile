@@ -65,7 +65,7 @@ $(VENV)/.torch: $(VENV)/.made requirements/torch.txt
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt requirements/materials.txt
-	$(PIP) -c constraints.txt -e ".[onnx,huggingface,dev]"
+	$(PIP) -c constraints.txt -e ".[onnx,openvino,huggingface,dev]"
 	$(PIP) --no-deps -r requirements/materials.txt
 	@touch $@
 

@@ -32,6 +32,7 @@ from secateur.export.prepare import (
     array,
     batch_of,
     first_line,
+    matched,
     moved,
     named_tensors,
     need,
@@ -241,15 +242,7 @@ def feeds(session: Any, example: Example) -> dict[str, Array]:
     Raises:
         TargetError: names or counts do not fit.
     """
-    inputs = [i.name for i in session.get_inputs()]
-    given = named_tensors(example)
-    if set(inputs) <= set(given):
-        chosen = {name: given[name] for name in inputs}
-    elif len(inputs) == len(given) and (len(inputs) == 1 or not isinstance(example, dict)):
-        chosen = dict(zip(inputs, given.values(), strict=True))
-    else:
-        raise TargetError(f"onnx: the example has tensors {list(given)}, the file takes {inputs}: name them alike")
-    return {name: array(t) for name, t in chosen.items()}
+    return matched([i.name for i in session.get_inputs()], example, "onnx")
 
 
 def run_session(session: Any, arrays: dict[str, Array]) -> list[Array]:

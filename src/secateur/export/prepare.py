@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,28 @@ def output_tensors(output: Any) -> list[Tensor]:
     """The tensors of a model's output in the order in which exporters flatten it."""
     found = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return found or tensors_of(output)
+
+
+def matched(inputs: Sequence[str], example: Example, runtime: str) -> dict[str, Array]:
+    """The arrays that a file takes: matched by keyword where the example has its names, else by position.
+
+    Raises:
+        TargetError: names or counts do not fit.
+
+    Example:
+        >>> matched(["x"], torch.ones(1), "onnx")
+        {'x': array([1.], dtype=float32)}
+    """
+    given = named_tensors(example)
+    if set(inputs) <= set(given):
+        chosen = {name: given[name] for name in inputs}
+    elif len(inputs) == len(given) and (len(inputs) == 1 or not isinstance(example, dict)):
+        chosen = dict(zip(inputs, given.values(), strict=True))
+    else:
+        raise TargetError(
+            f"{runtime}: the example has tensors {list(given)}, the file takes {list(inputs)}: name them alike"
+        )
+    return {name: array(t) for name, t in chosen.items()}
 
 
 def first_line(error: BaseException) -> str:

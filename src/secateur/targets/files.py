@@ -60,8 +60,12 @@ def _held(load: Load, file: Path, example: Example, threads: int, folder: _Folde
     made = load(file, example, threads)
     seconds = perf_counter() - begun
 
-    def run(held: _Folder = folder) -> Any:
-        return made.run()
-
     again = functools.partial(_held, load, file, example, threads, folder)
-    return dataclasses.replace(made, run=run, again=again, load_seconds=seconds)
+    peak = None if made.peak is None else functools.partial(_holding, folder, made.peak)
+    run, call = functools.partial(_holding, folder, made.run), functools.partial(_holding, folder, made.call)
+    return dataclasses.replace(made, run=run, call=call, peak=peak, again=again, load_seconds=seconds)
+
+
+def _holding(folder: _Folder, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function; as long as this is held as a partial, so is the folder."""
+    return function(*args)

@@ -1,4 +1,4 @@
-"""Peak memory of an ONNX file, measured in a process of its own."""
+"""Peak memory of a file that a runtime runs, measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from secateur.errors import TargetError
 
 # The kernel carries ru_maxrss of the parent over fork and exec, so a large parent would hide a small child:
 # VmHWM belongs to the new address space alone. Where there is no /proc, ru_maxrss has to do.
-_CHILD = """
+_BEGIN = """
 import resource, sys
 import numpy as np
-import onnxruntime as ort
 
 def status(key):
     try:
@@ -29,27 +28,45 @@ def status(key):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
+"""
+_END = """
 path, inputs, threads, runs = sys.argv[1:]
 with np.load(inputs, allow_pickle=False) as f:
     arrays = {name: f[name] for name in f.files}
-options = ort.SessionOptions()
-options.intra_op_num_threads, options.inter_op_num_threads = int(threads), 1
-options.log_severity_level = 4
 try:
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")
 except OSError:
     pass
 before = status("VmRSS")
-session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+go = load(path, int(threads))
 for _ in range(int(runs)):
-    session.run(None, arrays)
+    go(arrays)
 print(max(0, status("VmHWM") - before))
 """
 
 
-def peak_rss(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], threads: int = 1, runs: int = 3) -> int:
-    """Peak memory of loading an ONNX file and running it, in bytes, beyond that of the imported runtime.
+ONNXRUNTIME = """
+import onnxruntime as ort
+
+def load(path, threads):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda arrays: session.run(None, arrays)
+"""
+"""How a process loads a file: its imports, and ``load(path, threads)``, which returns what runs named arrays."""
+
+
+def peak_rss(
+    path: Path | str,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    threads: int = 1,
+    runs: int = 3,
+    child: str = ONNXRUNTIME,
+) -> int:
+    """Peak memory of loading a file and running it, in bytes, beyond that of the imported runtime.
 
     A fresh process loads the file and runs it; the figure is its highest resident set less the one after the
     imports.
@@ -59,6 +76,7 @@ def peak_rss(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], threads: 
         arrays: what it runs on, by input name.
         threads: intra-op threads.
         runs: how often.
+        child: Python text with the runtime's imports and a ``load(path, threads)`` that returns what runs the arrays.
 
     Raises:
         TargetError: the process failed.
@@ -67,7 +85,7 @@ def peak_rss(path: Path | str, arrays: Mapping[str, npt.NDArray[Any]], threads: 
         inputs = Path(folder) / "inputs.npz"
         with inputs.open("wb") as f:
             np.savez(f, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})
-        command = [sys.executable, "-P", "-c", _CHILD, str(path), str(inputs), str(threads), str(runs)]
+        command = [sys.executable, "-P", "-c", _BEGIN + child + _END, str(path), str(inputs), str(threads), str(runs)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not done.stdout.strip():
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
