@@ -44,8 +44,8 @@ def fit(sums: Floats, seconds: Floats, weights: Floats | None = None) -> Fit:
     scale = weights / seconds
     total = sums.sum(1)
     (constant, share), _ = nnls(np.stack([scale, total * scale], 1), seconds * scale)
-    if share <= 0:  # nothing that was cut was faster
-        return Fit(float(constant), np.zeros(sums.shape[1]))
+    if share <= 0:  # nothing that was cut was faster: the table is the only guide left
+        return _anchored(Fit(0.0, np.ones(sums.shape[1])), sums[0], seconds[0])
     kinds = sums.shape[1]
     whole = max(float(seconds[0]), 1e-30)
     left = np.concatenate([np.stack([scale * whole], 1), sums * share * scale[:, None]], 1)
@@ -55,7 +55,14 @@ def fit(sums: Floats, seconds: Floats, weights: Floats | None = None) -> Fit:
     b = np.concatenate([seconds * scale, RIDGE * np.ones(kinds + 1)])
     b[len(seconds)] = drawn[0, 0] * constant / whole
     x, _ = nnls(a, b)
-    return Fit(float(x[0] * whole), x[1:] * share)
+    return _anchored(Fit(float(x[0] * whole), x[1:] * share), sums[0], seconds[0])
+
+
+def _anchored(found: Fit, sums: Floats, seconds: float) -> Fit:
+    """The same proportions, and exactly what the dense model took: every other figure is a ratio to it."""
+    known = found(sums)
+    by = seconds / known if known > 0 else 1.0
+    return Fit(found.constant * by, found.shares * by)
 
 
 def left_out(sums: Floats, seconds: Floats, weights: Floats | None = None) -> list[tuple[float, float]]:
