@@ -25,7 +25,7 @@ from secateur.graph.couple import Groups
 from secateur.graph.rules import Rule
 from secateur.targets.measure import compare, measure
 from secateur.targets.memory import machine
-from secateur.types import Artefact, Budget, Example, Measurement, Plan, Report, Row, Target
+from secateur.types import Artefact, Budget, Cost, Example, Measurement, Plan, Report, Row, Target
 
 PARITY = 1e-4
 """Largest relative difference between an exported model and torch."""
@@ -104,12 +104,28 @@ def report_of(
         **_cut(groups, plan),
         "measurements": measurements,
         "parity": parity,
+        **prediction_of(budget.cost),
         "made": made_section(plan.made.get("seed"), plan.made.get("model_sha256", ""), model_hash(small)),
     }
     histories = [s.history for s in stages if s.history is not None and len(s.history.loss) > 1]
     if histories:
         sections["history"] = {"loss": list(histories[-1].loss), "steps": list(histories[-1].steps)}
     return Report(ok, checked.max_error, tuple(rows), sections)
+
+
+def prediction_of(*costs: Cost) -> dict[str, list[dict[str, Any]]]:
+    """How predictions compared with measurements, a line a cost; nothing where nothing was both.
+
+    Relative errors |predicted - measured| / measured: how many, their median, the largest.
+    """
+    found = []
+    for cost in costs:
+        pairs = np.array(cost.errors() if cost.errors is not None else (), float).reshape(-1, 2)
+        if len(pairs) and cost.target is not None:
+            errors = np.abs(pairs[:, 0] / pairs[:, 1] - 1)
+            one = {"median": float(np.median(errors)), "worst": float(errors.max())}
+            found.append({"cost": cost.name, "target": cost.target.name, "count": len(errors), **one})
+    return {"prediction": found} if found else {}
 
 
 def _cut(groups: Groups, plan: Plan) -> dict[str, list[dict[str, Any]]]:

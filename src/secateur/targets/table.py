@@ -146,8 +146,7 @@ class Table:
             path = cached(self.target)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                held = _read(path) if path.is_file() else {}
-                write_bytes(path, _text(self.target, {**held, **self.entries}))
+                write_bytes(path, _text(self.target, {**_known(path), **self.entries}))
                 self._new = 0
             except OSError as e:
                 log.warning("the cost table could not be kept in %s: %s", path, e)
@@ -171,19 +170,19 @@ def cached(target: Target) -> Path:
 
 def table_of(target: Target) -> Table:
     """The table of a target, with what is known of it on this machine; a damaged file counts as none."""
+    return Table(target, _known(cached(target)))
+
+
+def _known(path: Path) -> dict[str, float]:
     try:
-        return Table(target, _read(cached(target)))
+        return _entries(path, _header(path))
     except (TargetError, OSError):
-        return Table(target)
+        return {}
 
 
 def _text(target: Target, entries: Mapping[str, float]) -> bytes:
     held = {"format": "secateur cost table", "version": 1, **where(target), "unit": "s", "entries": dict(entries)}
     return json.dumps(held, indent=0, sort_keys=True).encode()
-
-
-def _read(path: Path | str) -> dict[str, float]:
-    return _entries(path, _header(path))
 
 
 def _header(path: Path | str) -> dict[str, Any]:
