@@ -270,7 +270,7 @@ def test_how_predictions_did_stands_in_one_line():
     assert (line["median"], line["worst"]) == (pytest.approx(0.06), pytest.approx(0.2))
     made = Report(True, 0.0, (), found)
     assert report.from_json(report.to_json(made)).sections["prediction"][0]["worst"] == line["worst"]
-    assert "over 4 models that were predicted and measured: off by 6 % at the median, by 20 % at worst" in _html(made)
+    assert "over 4 models that were predicted and measured: off by 6.0 % at the median, by 20 % at worst" in _html(made)
 
 
 def test_only_what_is_there_is_shown():
