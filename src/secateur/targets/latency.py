@@ -205,8 +205,10 @@ class Predictor:
         return cls(sums, fit(at, seconds, weights=_weights(len(found))), dense, tuple(left_out(at, seconds)))
 
     def __call__(self, keep: Keep) -> float:
-        """Predicted seconds."""
-        return self.fit(self.sums(keep))
+        """Predicted seconds; layers that had to be measured for it are kept, so that the next command agrees."""
+        seconds = self.fit(self.sums(keep))
+        self.sums.table.keep()
+        return seconds
 
     def of_model(self, small: nn.Module, example: Example) -> float | None:
         """Predicted seconds of a model that was cut; None where it cannot be told, such as where layers went whole."""
