@@ -4,7 +4,9 @@ from secateur.choose.allocate import allocate, global_, knapsack, knapsack_with,
 from secateur.choose.costs import macs, nbytes, params
 from secateur.choose.density import erk, even, owl, ranked, uniform_plus
 from secateur.choose.depth import drop_layers
-from secateur.choose.effect import by_effect
+from secateur.choose.effect import by_effect, error_table
+from secateur.choose.front import pareto, sweep
+from secateur.choose.knapsack import dp
 from secateur.choose.patterns import Pattern, balanced, block, nm, per_row, unstructured
 from secateur.choose.permute import permute_, permute_for
 from secateur.choose.plan import make_plan, random_plan
@@ -22,8 +24,12 @@ from secateur.errors import (
     TargetError,
     TraceError,
 )
+from secateur.evidence.advice import Advice, Advised
+from secateur.evidence.fidelity import fidelity
+from secateur.evidence.front import Front
 from secateur.evidence.quality import Figure
 from secateur.evidence.report import read_report, report_schema, to_json, to_table, write_report
+from secateur.evidence.running_cost import Running, co2_per_million, cost_per_million, running
 from secateur.evidence.verify import verify
 from secateur.export.checkpoint import load
 from secateur.export.huggingface import save_pretrained
@@ -37,9 +43,12 @@ from secateur.graph.record import trace
 from secateur.graph.recorded import Graph
 from secateur.graph.rules import EXPERT_RULES, RESIDUAL_RULES, RULES
 from secateur.graph.surgery import apply, apply_, apply_to_optimizer_, masked
+from secateur.run.advise import Confirmed, advise, confirm
+from secateur.run.front import front
 from secateur.run.pipeline import Result, prune
 from secateur.run.saving import save
 from secateur.run.sparsify import SparseResult, sparsify
+from secateur.run.take import Taken, take
 from secateur.score.calibrate import calibrate
 from secateur.score.criteria import (
     bn_scale,
@@ -78,10 +87,21 @@ from secateur.score.weigh_gradient import (
 from secateur.score.weigh_inputs import ria, ria_with, wanda
 from secateur.score.weigh_plain import lamp
 from secateur.score.weights import calibrate_weights, prunable, saliency
+from secateur.targets.compiled import compiled
+from secateur.targets.cuda_24 import cuda_24
 from secateur.targets.eager import eager, with_threads
+from secateur.targets.energy import Energy, energy, measure_energy
+from secateur.targets.executorch import executorch
 from secateur.targets.latency import latency
+from secateur.targets.litert import litert
 from secateur.targets.measure import compare, measure, measure_models
-from secateur.targets.onnxruntime import onnxruntime
+from secateur.targets.meters import Meter, find_meter, nvml, rapl, watts
+from secateur.targets.onnxruntime import onnxruntime, onnxruntime_cuda
+from secateur.targets.onnxruntime_int8 import onnxruntime_int8
+from secateur.targets.openvino import openvino
+from secateur.targets.remote import remote
+from secateur.targets.table import load_table, save_table
+from secateur.targets.tensorrt import tensorrt
 from secateur.train import schedule as schedule
 from secateur.train.acdc import acdc, alternating
 from secateur.train.callbacks.logging import log_sparsity
@@ -114,16 +134,21 @@ __all__ = [
     "EXPERT_RULES",
     "RESIDUAL_RULES",
     "RULES",
+    "Advice",
+    "Advised",
     "ArgumentError",
     "Artefact",
     "Budget",
     "BudgetError",
+    "Confirmed",
     "Cost",
     "CoupleError",
     "Criterion",
     "DataError",
+    "Energy",
     "Figure",
     "FormatError",
+    "Front",
     "Graph",
     "Groups",
     "History",
@@ -131,6 +156,7 @@ __all__ = [
     "Limits",
     "Masks",
     "Measurement",
+    "Meter",
     "Method",
     "Pattern",
     "Plan",
@@ -139,16 +165,19 @@ __all__ = [
     "Report",
     "Result",
     "Row",
+    "Running",
     "Scores",
     "SecateurError",
     "Sparse",
     "SparseResult",
+    "Taken",
     "Target",
     "TargetError",
     "Tickets",
     "TraceError",
     "acdc",
     "across_layers",
+    "advise",
     "allocate",
     "alternating",
     "apply",
@@ -167,15 +196,26 @@ __all__ = [
     "by_table",
     "calibrate",
     "calibrate_weights",
+    "co2_per_million",
     "compare",
+    "compiled",
+    "confirm",
     "cosine_loss",
+    "cost_per_million",
     "couple",
+    "cuda_24",
     "distill",
+    "dp",
     "drop_layers",
     "eager",
+    "energy",
     "erk",
+    "error_table",
     "even",
     "exact_diagonal",
+    "executorch",
+    "fidelity",
+    "find_meter",
     "fine_tune",
     "finetune",
     "fisher",
@@ -183,6 +223,7 @@ __all__ = [
     "fixed",
     "fpgm",
     "from_torch_prune",
+    "front",
     "global_",
     "gmp",
     "grasp",
@@ -199,10 +240,12 @@ __all__ = [
     "layers",
     "layerwise",
     "learned_threshold",
+    "litert",
     "load",
     "load_masks",
     "load_plan",
     "load_sparse",
+    "load_table",
     "load_training",
     "log_sparsity",
     "macs",
@@ -211,19 +254,25 @@ __all__ = [
     "make_plan",
     "masked",
     "measure",
+    "measure_energy",
     "measure_models",
     "movement",
     "nbytes",
     "nm",
+    "nvml",
     "obd",
     "obd_with",
     "obert",
     "obs",
     "obs_with",
     "onnxruntime",
+    "onnxruntime_cuda",
+    "onnxruntime_int8",
+    "openvino",
     "owl",
     "pair_similarity_loss",
     "params",
+    "pareto",
     "per_row",
     "permute_",
     "permute_for",
@@ -233,10 +282,12 @@ __all__ = [
     "random_init",
     "random_plan",
     "ranked",
+    "rapl",
     "read_report",
     "recalibrate_bn",
     "refit",
     "relative_mse",
+    "remote",
     "report_schema",
     "residue",
     "rewind_learning_rate",
@@ -244,12 +295,14 @@ __all__ = [
     "ria",
     "ria_with",
     "rigl",
+    "running",
     "saliency",
     "save",
     "save_masks",
     "save_plan",
     "save_pretrained",
     "save_sparse",
+    "save_table",
     "save_training",
     "score",
     "sensitivity",
@@ -262,13 +315,16 @@ __all__ = [
     "squared_gradient",
     "srste",
     "static",
+    "sweep",
     "synflow",
+    "take",
     "taylor",
     "taylor_abs",
     "taylor_gate",
     "taylor_second",
     "taylor_second_with",
     "taylor_with",
+    "tensorrt",
     "tickets",
     "to_json",
     "to_onnx",
@@ -283,6 +339,7 @@ __all__ = [
     "vanished",
     "verify",
     "wanda",
+    "watts",
     "with_threads",
     "woodfisher",
     "woodfisher_update",

@@ -15,6 +15,7 @@ from secateur.errors import BudgetError, PlanError
 
 if TYPE_CHECKING:
     from secateur.graph.couple import Groups
+    from secateur.targets.layers import Layer
     from secateur.targets.meters import Meter
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -220,6 +221,8 @@ class Target:
             with it; None where nothing is written.
         load: ``(file, example, threads) -> Artefact``: runs such a file, on this machine or on another; None likewise.
         device: the machine that it runs on, or None where that is this one.
+        layer: ``(layer, threads) -> Artefact`` of one layer, quicker than ``build`` of a model of one; None where
+            there is no such way.
     """
 
     name: str
@@ -229,6 +232,7 @@ class Target:
     export: Callable[[nn.Module, Example, Path], Path] | None = None
     load: Callable[[Path, Example, int], Artefact] | None = None
     device: Device | None = None
+    layer: Callable[[Layer, int], Artefact] | None = None
 
     @property
     def runtime(self) -> str:
@@ -294,6 +298,7 @@ class Cost:
             from the first; None for exact ones.
         target: where a measured cost is measured. example: what on.
         meter: where the joules of an energy come from, else None; an estimate cannot be a budget.
+        errors: ``() -> [(predicted, measured)]`` of every model that was measured through it; None for exact costs.
     """
 
     name: str
@@ -305,6 +310,7 @@ class Cost:
     target: Target | None = None
     example: Example | None = None
     meter: Meter | None = None
+    errors: Callable[[], Sequence[tuple[float, float]]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+import secateur as sc
 from secateur.errors import FormatError
 from secateur.evidence import charts, page, report, words
+from secateur.evidence.gather import prediction_of
 from secateur.evidence.sample import convolutional, encoder
 from secateur.types import Report, Row
 
@@ -255,6 +257,20 @@ def test_every_text_is_escaped():
     assert "{{ 7*7 }}" in html
     assert re.search(r"<[^>]*\sonerror=", html) is None
     assert _console(r)
+
+
+def test_how_predictions_did_stands_in_one_line():
+    def cost(pairs):
+        return sc.Cost("latency", "s", 1.0, lambda g, k: 1.0, target=sc.eager, errors=lambda: pairs)
+
+    assert prediction_of(cost([])) == prediction_of(sc.Cost("macs", "MAC", 1.0, lambda g, k: 1.0)) == {}
+    found = prediction_of(cost([(1.1, 1.0), (0.98, 1.0), (2.0, 2.5), (0.5, 0.5)]))
+    (line,) = found["prediction"]
+    assert (line["cost"], line["target"], line["count"]) == ("latency", "eager", 4)
+    assert (line["median"], line["worst"]) == (pytest.approx(0.06), pytest.approx(0.2))
+    made = Report(True, 0.0, (), found)
+    assert report.from_json(report.to_json(made)).sections["prediction"][0]["worst"] == line["worst"]
+    assert "over 4 models that were predicted and measured: off by 6.0 % at the median, by 20 % at worst" in _html(made)
 
 
 def test_only_what_is_there_is_shown():

@@ -27,7 +27,7 @@ from secateur.graph.couple import Groups
 from secateur.graph.rules import Rule
 from secateur.targets.measure import compare, measure
 from secateur.targets.memory import machine
-from secateur.types import Artefact, Budget, Budgets, Example, Measurement, Plan, Report, Row, Target
+from secateur.types import Artefact, Budget, Budgets, Cost, Example, Measurement, Plan, Report, Row, Target
 
 PARITY = 1e-4
 """Largest relative difference between an exported model and torch."""
@@ -107,6 +107,7 @@ def report_of(
         **_cut(groups, plan),
         "measurements": measurements,
         "parity": parity,
+        **prediction_of(*(b.cost for b in budgets)),
         "made": made_section(plan.made.get("seed"), plan.made.get("model_sha256", ""), model_hash(small)),
     }
     sections["made"]["machine"] |= _devices(*(b.cost.target for b in budgets), target)
@@ -120,6 +121,21 @@ def _devices(*targets: Target | None) -> dict[str, str]:
     """The other machines that were measured on: processor and versions, by target."""
     there = {t.name: t.device for t in targets if t is not None and t.device is not None}
     return {name: f"{d.machine}; {', '.join(f'{k} {v}' for k, v in d.versions)}" for name, d in there.items()}
+
+
+def prediction_of(*costs: Cost) -> dict[str, list[dict[str, Any]]]:
+    """How predictions compared with measurements, a line a cost; nothing where nothing was both.
+
+    Relative errors |predicted - measured| / measured: how many, their median, the largest.
+    """
+    found = []
+    for cost in costs:
+        pairs = np.array(cost.errors() if cost.errors is not None else (), float).reshape(-1, 2)
+        if len(pairs) and cost.target is not None:
+            errors = np.abs(pairs[:, 0] / pairs[:, 1] - 1)
+            one = {"median": float(np.median(errors)), "worst": float(errors.max())}
+            found.append({"cost": cost.name, "target": cost.target.name, "count": len(errors), **one})
+    return {"prediction": found} if found else {}
 
 
 def _cut(groups: Groups, plan: Plan) -> dict[str, list[dict[str, Any]]]:

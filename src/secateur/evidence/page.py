@@ -49,6 +49,7 @@ def render(report: Report) -> str:
         history=_history(s.get("history")),
         baselines=_baselines(report, s.get("baselines", [])),
         parity=s.get("parity", []),
+        prediction=s.get("prediction", []),
         frozen=_frozen(s.get("frozen", [])),
         sparsity=_sparsity(s.get("sparsity", [])),
         dense=_dense(s.get("stayed_dense", [])),

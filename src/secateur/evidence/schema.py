@@ -127,6 +127,16 @@ class Parity(_Part):
     ok: bool
 
 
+class Prediction(_Part):
+    """How a predicted cost compared with what was measured: relative errors over so many models."""
+
+    cost: str
+    target: str
+    count: int
+    median: Real
+    worst: Real
+
+
 class SparseWeight(_Part):
     """How sparse one weight became, and which share of its saliency stayed."""
 
@@ -169,6 +179,7 @@ class Sections(_Part):
     measurements: list[Timing] | None = None
     history: History | None = None
     parity: list[Parity] | None = None
+    prediction: list[Prediction] | None = None
     sparsity: list[SparseWeight] | None = None
     stayed_dense: list[DenseWeight] | None = None
     made: Made | None = None

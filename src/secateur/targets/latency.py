@@ -1,8 +1,7 @@
-"""Latency as a cost: predicted from a few whole-model probes on the target, measured wherever it counts."""
+"""Latency as a cost: predicted from tables of layers and a few whole models, measured wherever it counts."""
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -12,26 +11,38 @@ from torch import nn
 from secateur.choose.plan import make_plan
 from secateur.choose.together import together
 from secateur.digest import model_hash
+from secateur.errors import SecateurError, TargetError
 from secateur.graph.couple import Groups
+from secateur.graph.record import trace
 from secateur.graph.surgery import apply
+from secateur.targets.calibrate import Fit, fit, left_out
 from secateur.targets.measure import measure
 from secateur.targets.memory import latency_key, recall, remember, signature
-from secateur.types import Artefact, Bools, Cost, Example, Group, Keep, Target
+from secateur.targets.sums import Sums
+from secateur.targets.table import table_of
+from secateur.types import Artefact, Bools, Cost, Example, Floats, Group, Keep, Measurement, Target
 
-PROBES = 6
-"""Most whole-model probes that a prediction is made from."""
+PROBES, FEWER, MANY = 6, 4, 48
+"""Most whole-model probes that a prediction is fitted to, and how many where a model has many groups: such models
+take long to export, and their blocks are alike."""
 ARTEFACTS = 2
 """Exported models that a cost holds on to, in memory: the dense one, and the last that was cut."""
+SPREAD, TRIES = 0.3, 3
+"""Largest spread of the dense model's timings from which anything is decided, and how often it may be timed anew."""
+DENSE = 2.0
+"""How much the dense model counts in the fit, against one probe."""
 
 
 def latency(model: nn.Module, example: Example, target: Target, *, repeats: int = 40) -> Cost:
-    """Median seconds of one run of the exported model on the target.
+    r"""Median seconds of one run of the exported model on the target.
 
-    ``dense`` is measured. ``of`` predicts: up to six probes, each with half of one family of groups cut, are exported
-    and timed against the dense model in one interleaved run; a family's saving is spread over its multiply-
-    accumulates. ``measured`` exports and times a cut model: the median over rounds of its time over the dense one's in
-    the same round, times the dense figure. These ratios (and second ones, which confirm) and the dense figure are
-    remembered by model, machine, threads and versions, so the same command makes the same plan.
+    ``dense`` is measured. ``of`` predicts $c + \sum_k a_k S_k$: $S_k$ is the sum over the layers of kind $k$ of what a
+    layer of its widths takes by itself (`secateur.targets.table`; measured once for machine, runtime and threads), and
+    $c$ and $a_k$ are fitted to the dense model and a few probes, plans that are exported and timed against the dense
+    model in one interleaved run. ``measured`` exports and times a cut model: the median over rounds of its time over
+    the dense one's in the same round, times the dense figure. These ratios (and second ones, which confirm) and the
+    dense figure are remembered by model, machine, threads and versions, so the same command makes the same plan.
+    ``errors`` tells how predictions did: of each probe by a fit without it, and of each model measured since.
 
     Args:
         model: the dense model.
@@ -40,7 +51,7 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
         repeats: timings of each model a measurement.
 
     Raises:
-        TargetError: the runtime is missing or refuses the model.
+        TargetError: the runtime is missing or refuses the model, or the machine is too busy to tell anything.
 
     Example:
         >>> import torch, secateur as sc
@@ -49,14 +60,26 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
         ('latency', 's', 'eager', True)
     """
     timed = _Timed(model, example, target, repeats, Built(target, example))
-    tables: dict[int, tuple[Groups, _Table]] = {}
+    predictors: dict[int, tuple[Groups, Predictor]] = {}
+    since: dict[str, tuple[float, float]] = {}
 
     def of(groups: Groups, keep: Keep) -> float:
-        if id(groups) not in tables:
-            tables[id(groups)] = (groups, _Table.of(groups, timed))
-        return tables[id(groups)][1](keep)
+        if id(groups) not in predictors:
+            predictors[id(groups)] = (groups, Predictor.of(groups, timed))
+        return predictors[id(groups)][1](keep)
 
-    return Cost("latency", "s", timed.dense(), of, timed.built, timed.seconds, target, example)
+    def measured(small: nn.Module, again: bool = False) -> float:
+        seconds = timed.seconds(small, again)
+        if predictors and signature(small) not in since:
+            guess = list(predictors.values())[-1][1].of_model(small, example)
+            if guess is not None:
+                since[signature(small)] = guess, seconds
+        return seconds
+
+    def errors() -> list[tuple[float, float]]:
+        return [p for _, predictor in predictors.values() for p in predictor.pairs] + list(since.values())
+
+    return Cost("latency", "s", timed.dense(), of, timed.built, measured, target, example, errors=errors)
 
 
 @dataclass(eq=False)
@@ -98,9 +121,21 @@ class _Timed:
         key = latency_key(self.model, self.example, self.target)
         known = recall(key)
         if known is None:
-            known = measure([self.built(self.model)], self.repeats)[0].median
+            known = self._quiet().median
             remember(key, known)
         return known
+
+    def _quiet(self) -> Measurement:
+        """Timings of the dense model that agree well enough to decide anything."""
+        for _ in range(TRIES):
+            found = measure([self.built(self.model)], self.repeats)[0]
+            if found.spread <= SPREAD:
+                return found
+        raise TargetError(
+            f"{self.target.name}: this machine is too busy to decide anything: timings of the dense model spread by "
+            f"{found.spread:.0%} after {TRIES} tries, at most {SPREAD:.0%} is expected. Stop what else runs, or ask "
+            "for more repeats"
+        )
 
     def ratio(self, small: nn.Module, again: bool = False) -> float:
         dense = latency_key(self.model, self.example, self.target)
@@ -116,65 +151,73 @@ class _Timed:
         return self.dense() * self.ratio(small, again)
 
 
-def families(groups: Groups, most: int = PROBES) -> list[list[Group]]:
-    """Groups that are alike but for numbers in their names; where that makes too many, runs of equal work.
+def probes(groups: Groups, count: int, seed: int = 0) -> list[Keep]:
+    """Keeps that spread: dense to sparse, even and uneven, with widths in multiples of eight and any.
 
-    Example:
-        >>> import torch, secateur as sc
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> [[g.name for g in f] for f in families(sc.couple(sc.trace(net, torch.zeros(1, 4))))]
-        [['0:neuron', '2:neuron']]
+    Each can be carried out. Two that come out alike count as one.
     """
-    alike: dict[tuple[str, int], list[Group]] = {}
-    for g in groups:
-        alike.setdefault((re.sub(r"\d+", "*", g.name), g.units), []).append(g)
-    if len(alike) <= most:
-        return list(alike.values())
-    full = groups.all_kept()
-    dense = groups.macs(full)
-    work = np.cumsum([max(dense - groups.macs({**full, g.name: half_of(g)}), 1) for g in groups])
-    bins = np.minimum((work - 1e-9) * most // work[-1], most - 1).astype(int)
-    runs = [[g for g, b in zip(groups, bins, strict=True) if b == i] for i in range(most)]
-    return [r for r in runs if r]
+    rng = np.random.default_rng(seed)
+    found: dict[bytes, Keep] = {}
+    for i in range(4 * count):
+        if len(found) == count:
+            break
+        middle, spread = (0.6, 0.3, 0.8, 0.45)[i % 4], (0.0, 0.15, 0.2)[i % 3]
+        draws = np.clip(middle + rng.uniform(-spread, spread, len(groups)), 0.1, 1.0)
+        keep = together(groups, {g.name: part_of(g, d, i % 2 == 0) for g, d in zip(groups, draws, strict=True)})
+        if any(not m.all() for m in keep.values()):
+            found.setdefault(b"".join(m.tobytes() for m in keep.values()), {**groups.all_kept(), **keep})
+    return list(found.values())
 
 
-def half_of(group: Group) -> Bools:
-    """Half of the units, a multiple of eight where there are enough."""
-    count = group.units // 2
-    count = max(count - count % 8, 1) if count >= 16 else max(count, 1)
-    return np.arange(group.units) < max(count, group.least)
+def part_of(group: Group, density: float, even: bool) -> Bools:
+    """About so much of a group: where ``even``, a multiple of eight if there are enough, else an odd number."""
+    count = round(group.units * density)
+    if group.units >= 16:
+        count = count - count % 8 if even else count - (count % 2 == 0)
+    count = max(count - count % group.multiple, group.multiple, group.least, 1)
+    return np.arange(group.units) < min(count, group.units)
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
-    """Seconds a multiply-accumulate of each family."""
+class Predictor:
+    """Seconds of a plan: sums over a cost table, fitted to whole models that were measured.
 
-    groups: Groups
+    Attributes:
+        sums: sums by kind. fit: what whole models feel of them. dense: seconds of the dense model.
+        pairs: (predicted, measured) of the probes, each predicted without itself.
+    """
+
+    sums: Sums
+    fit: Fit
     dense: float
-    names: tuple[tuple[str, ...], ...]
-    rates: tuple[float, ...]
+    pairs: tuple[tuple[float, float], ...]
 
     @classmethod
-    def of(cls, groups: Groups, timed: _Timed) -> _Table:
-        full, dense = groups.all_kept(), timed.dense()
-        macs = groups.macs(full)
-        names, rates = [], []
-        for family in families(groups):
-            keep = {**full, **together(groups, {g.name: half_of(g) for g in family})}
-            fewer = macs - groups.macs(keep)
-            saved = dense * (1 - timed.ratio(apply(make_plan(groups, keep), timed.model))) if fewer else 0.0
-            names.append(tuple(g.name for g in family))
-            rates.append(max(saved, 0.0) / max(fewer, 1))
-        if not any(rates):
-            rates = [dense / max(macs, 1)] * len(rates)  # no probe was faster: work is the only guide left
-        return cls(groups, dense, tuple(names), tuple(rates))
+    def of(cls, groups: Groups, timed: _Timed) -> Predictor:
+        """Measure the layers and probes of a model."""
+        sums = Sums.of(groups, table_of(timed.target))
+        keeps = probes(groups, min(PROBES, 2 + len(groups)) if len(groups) <= MANY else FEWER)
+        rows = [sums(groups.all_kept()), *(sums(k) for k in keeps)]
+        sums.table.keep()
+        dense = timed.dense()
+        found = [dense, *(dense * timed.ratio(apply(make_plan(groups, k), timed.model)) for k in keeps)]
+        at, seconds = np.array(rows), np.array(found)
+        return cls(sums, fit(at, seconds, weights=_weights(len(found))), dense, tuple(left_out(at, seconds)))
 
     def __call__(self, keep: Keep) -> float:
-        full = self.groups.all_kept()
-        macs = self.groups.macs(full)
-        saved = macs - self.groups.macs({**full, **keep})
-        alone = [macs - self.groups.macs({**full, **{n: keep[n] for n in f if n in keep}}) for f in self.names]
-        if not sum(alone):
-            return self.dense
-        seconds = sum(rate * a for rate, a in zip(self.rates, alone, strict=True))
-        return max(self.dense - seconds * saved / sum(alone), 0.0)
+        """Predicted seconds; layers that had to be measured for it are kept, so that the next command agrees."""
+        seconds = self.fit(self.sums(keep))
+        self.sums.table.keep()
+        return seconds
+
+    def of_model(self, small: nn.Module, example: Example) -> float | None:
+        """Predicted seconds of a model that was cut; None where it cannot be told, such as where layers went whole."""
+        try:
+            sums = self.sums.of_graph(trace(small, example))
+        except SecateurError:
+            return None
+        return None if sums is None else self.fit(sums)
+
+
+def _weights(count: int) -> Floats:
+    return np.array([DENSE, *[1.0] * (count - 1)])

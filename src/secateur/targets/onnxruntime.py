@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from secateur.errors import TargetError
 from secateur.export.onnx import feeds, nbytes_of, open_session, run_session, to_onnx
 from secateur.export.prepare import Array, batch_of
 from secateur.targets.files import file_target
+from secateur.targets.micro import from_onnx
 from secateur.targets.peak import peak_rss
 from secateur.types import Artefact, Example
 
@@ -69,7 +71,7 @@ def _loaded(path: Path | str, example: Example | None, threads: int, target: str
     )
 
 
-onnxruntime = file_target("onnxruntime", export, load, "onnx")
+onnxruntime = dataclasses.replace(file_target("onnxruntime", export, load, "onnx"), layer=from_onnx(load))
 onnxruntime_cuda = file_target("onnxruntime_cuda", export, load_cuda, "onnx")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from secateur.errors import TargetError
 from secateur.export.onnx import to_onnx
 from secateur.export.prepare import Array, batch_of, first_line, matched, need
 from secateur.targets.files import file_target
+from secateur.targets.micro import from_onnx
 from secateur.targets.peak import peak_rss
 from secateur.types import Artefact, Example
 
@@ -99,7 +101,7 @@ def settings(threads: int) -> dict[str, Any]:
     }
 
 
-openvino = file_target("openvino", export, load, "openvino")
+openvino = dataclasses.replace(file_target("openvino", export, load, "openvino"), layer=from_onnx(load))
 
 _CHILD = f"""
 import openvino as ov
