@@ -51,7 +51,18 @@ ROOMS = [
     "targets",
     "train",
 ]
-ROOMS += ["evidence", "testing", "run", "cli_common", "cli_budget", "cli_front", "cli_sparse", "cli_target", "cli"]
+ROOMS += [
+    "evidence",
+    "testing_targets",
+    "testing",
+    "run",
+    "cli_common",
+    "cli_budget",
+    "cli_front",
+    "cli_sparse",
+    "cli_target",
+    "cli",
+]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""
 
 

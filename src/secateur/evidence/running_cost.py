@@ -158,6 +158,10 @@ def running(
 
     Raises:
         ArgumentError: no such country, or a price below 0. TargetError: there is no source of joules.
+
+    Example:
+        >>> running(price_per_hour=0.1).price_per_hour, running() is None
+        (0.1, True)
     """
     metered = energy or watts is not None or country is not None or price_per_kwh is not None
     if not metered and price_per_hour is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from secateur.types import Floats
 
@@ -40,6 +39,8 @@ def fit(sums: Floats, seconds: Floats, weights: Floats | None = None) -> Fit:
         >>> bool(np.isclose(fit(sums, 3 + 1.5 * sums.sum(1))(np.array([1.0, 2.0])), 7.5))
         True
     """
+    from scipy.optimize import nnls  # slow to import
+
     weights = np.ones(len(seconds)) if weights is None else weights
     scale = weights / seconds
     total = sums.sum(1)

@@ -68,6 +68,11 @@ def rapl(root: Path | str = POWERCAP) -> Meter:
 
     Raises:
         TargetError: there are no such counters, or they may not be read; says what to do.
+
+    Example:
+        >>> rapl("/nowhere")
+        Traceback (most recent call last):
+        secateur.errors.TargetError: RAPL: ...
     """
     zones = _zones(Path(root))
     packages = [z for z, name in zones if name.startswith("package")]
@@ -138,14 +143,14 @@ class _Wrapping:
 def nvml(device: int | str = 0, every: float = 0.02) -> Meter:
     """An NVIDIA GPU's own counter; where it has none, its power, sampled and integrated by trapezoids.
 
-    Gross, and of the board alone: the processor that feeds it is not in it.
+    Gross, and of the board alone: the processor is not in it.
 
     Args:
         device: NVML's index, or a UUID such as ``"GPU-..."``.
         every: seconds between samples of power.
 
     Raises:
-        TargetError: nvidia-ml-py or the driver is missing, or there is no such device.
+        TargetError: nvidia-ml-py or the driver is missing, or no such device.
     """
     (pynvml,) = need("energy", "pynvml")
     with _device(pynvml, device) as handle:
