@@ -29,9 +29,6 @@ from secateur.targets.measure import compare, measure
 from secateur.targets.memory import machine
 from secateur.types import Artefact, Budget, Budgets, Cost, Example, Measurement, Plan, Report, Row, Target
 
-PARITY = 1e-4
-"""Largest relative difference between an exported model and torch."""
-
 TOLERANCE = 0.03
 """A measured figure holds up to this much over its limit: two runs of one model differ by as much."""
 
@@ -193,8 +190,8 @@ def _measured(
                 {
                     "what": f"{name}, {label} against torch",
                     "max_error": error,
-                    "limit": PARITY,
-                    "ok": error <= PARITY,
+                    "limit": t.parity,
+                    "ok": error <= t.parity,
                 }
             )
     return rows, found, parity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.calling import example_of
 from secateur.choose.rank import Allocation
 from secateur.errors import ArgumentError
-from secateur.evidence.gather import PARITY
 from secateur.evidence.verify import verify
 from secateur.export.plans import load_plan
-from secateur.export.prepare import batch_of, rebatched
 from secateur.run import assemble
 from secateur.run.data import load_data, load_example
 from secateur.run.folder import RUN, Folder, read_arguments
@@ -25,10 +21,9 @@ from secateur.run.models import load_model
 from secateur.run.pipeline import prune
 from secateur.run.runfile import Cutting, RunFile
 from secateur.run.saving import save
+from secateur.run.shipping import agreement, ship, shipped
 from secateur.run.subjects import known_example
 from secateur.types import Batches, Criterion, Example, Plan, Report, Row, Scores, Target
-
-ONNX = "model.onnx"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +108,17 @@ def execute(
 def finish(
     ready: Ready, small: nn.Module, plan: Plan, report: Report, folder: Folder, tell: Callable[[str], None]
 ) -> Report:
-    """Write a result folder, with the ONNX file where that is what was measured, and return the report in it."""
-    if ready.on is not None and ready.on.runtime == "onnxruntime":
-        tell("writing the ONNX file")
-        report = _exported(small, ready.example, ready.data, folder, report)
+    """Write a result folder, with the file that the target runs if it runs one, and return the report in it."""
+    place = folder.work / "exported"
+    if ready.on is not None and ready.on.export is not None:
+        tell(f"writing the file for {ready.on.name}")
+        found = ship(small, ready.example, ready.data, ready.on, place)
+        both = [*report.sections.get("parity", []), *found]
+        ok = report.ok and all(p["ok"] for p in found)
+        report = replace(report, ok=ok, sections={**report.sections, "parity": both})
 
     def extra(temporary: Path) -> None:
-        for file in (folder.work / "onnx").glob("*"):
+        for file in place.glob("*"):
             file.rename(temporary / file.name)
         folder.sign(temporary)
 
@@ -127,30 +126,8 @@ def finish(
     return report
 
 
-def _exported(small: nn.Module, example: Example, data: Batches | None, folder: Folder, report: Report) -> Report:
-    """Write the ONNX file that goes with the result, and how it agrees with torch on the example and data."""
-    from secateur.export.onnx import parity, to_onnx
-
-    (folder.work / "onnx").mkdir(exist_ok=True)
-    file = to_onnx(small, example, folder.work / "onnx" / ONNX)
-    inputs = {"the example": [example]}
-    if data is not None:
-        split = example_of(small)
-        size = None if file.dynamic else batch_of(example)
-        first = [split(batch)[0] for batch in itertools.islice(data, 2)]
-        inputs["data"] = [e if size is None else rebatched(e, size) for e in first]
-    found = []
-    for what, examples in inputs.items():
-        error = parity(file.path, small, examples)
-        about = {"what": f"{ONNX} against torch on {what}", "max_error": error, "limit": PARITY}
-        found.append({**about, "ok": error <= PARITY})
-    ok = report.ok and all(p["ok"] for p in found)
-    both = [*report.sections.get("parity", []), *found]
-    return replace(report, ok=ok, sections={**report.sections, "parity": both})
-
-
 def recheck(folder: Path, model: str | None = None, example: str | None = None) -> Report:
-    """Check a folder anew: it loads, has its plan's shapes, masked equals shrunk, ONNX agrees with torch.
+    """Check a folder anew: it loads, has its plan's shapes, masked equals shrunk, the exported file agrees with torch.
 
     Args:
         folder: what ``secateur prune`` wrote.
@@ -172,13 +149,12 @@ def recheck(folder: Path, model: str | None = None, example: str | None = None) 
     if given is None:
         raise ArgumentError(f"{folder} does not say which example it was made with: give --example")
     report = verify(dense, plan, small, given)
-    file = folder / ONNX
-    if not file.is_file():
+    file = shipped(folder)
+    if file is None:
         return report
-    from secateur.export.onnx import parity
-
-    error = parity(file, small, [given])
-    row = Row("ONNX file against torch", "relative", pruned=error, asked=PARITY, ok=error <= PARITY)
+    on = assemble.target(str(arguments.get("target") or "onnxruntime").partition("@")[0], 1)
+    found = agreement(file, small, [given], on, "the example")
+    row = Row(found["what"], "relative", pruned=found["max_error"], asked=on.parity, ok=found["ok"])
     return replace(report, ok=report.ok and row.ok is True, rows=(*report.rows, row))
 
 
