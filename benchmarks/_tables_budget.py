@@ -49,4 +49,22 @@ EQUAL = Table(
     },
 )
 
-TABLES = (PREDICTION, MET, EQUAL)
+ADVICE = Table(
+    "advise",
+    "Advice",
+    "Seconds of `secateur advise` on ONNX Runtime and its int8 sibling, one thread; the time of its first "
+    "recommendations over the dense model's, as advised and measured in full; how many of the first three are confirmed.",
+    _MODELS,
+    {
+        "seconds": ("seconds", "{:.0f}"),
+        "first, said": ("top_1_said", "{:.3f}"),
+        "found": ("top_1_found", "{:.3f}"),
+        "second, said": ("top_2_said", "{:.3f}"),
+        "found ": ("top_2_found", "{:.3f}"),
+        "third, said": ("top_3_said", "{:.3f}"),
+        "found  ": ("top_3_found", "{:.3f}"),
+        "confirmed": ("confirmed", "{:.0f}"),
+    },
+)
+
+TABLES = (PREDICTION, MET, EQUAL, ADVICE)

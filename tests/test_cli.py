@@ -121,7 +121,7 @@ def test_prune_writes_a_folder_that_loads_and_says_how_it_was_made(pruned, capsy
 def test_verify_measure_inspect_and_report_read_the_folder(pruned, capsys):
     found = result_of(capsys, "verify", "small")
     assert found["ok"]
-    assert "ONNX file against torch" in [r["what"] for r in found["rows"]]
+    assert "model.onnx against torch on the example" in [r["what"] for r in found["rows"]]
     times = result_of(capsys, "measure", "cli_nets:cnn", "small", "small/model.onnx", "--repeats", "5")
     assert [t["model"] for t in times] == ["cli_nets:cnn", "small", "small/model.onnx"]
     assert times[0]["against_first"] is None

@@ -27,12 +27,13 @@ from _rows import kept, quick, use_fresh_memory  # noqa: E402
 def run(name: str) -> None:
     """One experiment, part by part."""
     globs = os.environ.get("SECATEUR_BENCH_PARTS", "*").split()
-    for part, make in importlib.import_module(name).parts(quick()).items():
+    module = importlib.import_module(name)
+    for part, make in module.parts(quick()).items():
         if any(fnmatch.fnmatch(part, glob) for glob in globs):
             file = f"budget-{name}-{part.replace('/', '-')}"
             with use_fresh_memory():
                 figures = kept(file, make, HERE / f"{name}.py", HERE / "_subjects.py")
-            _experiments.report(name, figures, only_these_cases=True)
+            _experiments.report(getattr(module, "EXPERIMENT", name), figures, only_these_cases=True)
 
 
 if __name__ == "__main__":

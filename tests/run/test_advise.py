@@ -280,7 +280,8 @@ def test_a_candidate_that_is_refused_is_told_and_the_rest_goes_on(monkeypatch: p
     device = Device(work, monkeypatch)
 
     def picky(model: nn.Module, example: Example, threads: int) -> Artefact:
-        if linears(model)[0].out_features == 32:
+        found = linears(model)
+        if len(found) > 1 and found[0].out_features == 32:  # one layer alone is what cost tables are made of
             raise TargetError("clock: aten::nothing is not known here (net.py:3)")
         return device.build(model, example, threads)
 
