@@ -53,7 +53,7 @@ ADVICE = Table(
     "advise",
     "Advice",
     "Seconds of `secateur advise` on ONNX Runtime and its int8 sibling, one thread; the time of its first "
-    "recommendations over the dense model's, as advised and measured in full; how many of the first three are confirmed.",
+    "recommendations over the dense model's, as advised and measured in full; how many of three are confirmed.",
     _MODELS,
     {
         "seconds": ("seconds", "{:.0f}"),
