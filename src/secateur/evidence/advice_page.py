@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from secateur.evidence import charts, words
 from secateur.evidence.advice import PAYS, REFUSED, SLOWER, Advice, Advised
 from secateur.evidence.charts import ACCENT, BAD, PLAIN, Bar
+from secateur.evidence.page import environment
 from secateur.evidence.staircase import staircase
 
 
 def render(advice: Advice) -> str:
     """The page as text, every value escaped."""
-    env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    env = environment()
     env.filters |= {"percent": words.percent, "quantity": words.quantity}
     return env.get_template("advice.html").render(
         a=advice,
