@@ -29,12 +29,15 @@ class BudgetError(SecateurError):
 
     Args:
         message: what was asked, what was found, what to do.
-        closest: nearest value of the cost that can be reached, in the cost's unit, or None.
+        closest: nearest value of the cost that can be reached, in the cost's unit, or None; of several budgets the
+            largest of cost over limit.
+        several: whether it is of several budgets.
     """
 
-    def __init__(self, message: str, closest: float | None = None) -> None:
+    def __init__(self, message: str, closest: float | None = None, several: bool = False) -> None:
         super().__init__(message)
         self.closest = closest
+        self.several = several
 
 
 class PlanError(SecateurError):

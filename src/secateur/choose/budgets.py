@@ -108,6 +108,7 @@ def cannot_be_met(budget: Budgets, each: Sequence[float], joint: Sequence[float]
     return BudgetError(
         f"{'; '.join(told)}. Ask for at least that, or relax minimum, multiple, max_sparsity, per_group or ignore",
         closest=float(closest),
+        several=len(parts) > 1,
     )
 
 

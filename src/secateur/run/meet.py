@@ -104,6 +104,7 @@ def _not_met(search: _Search) -> BudgetError:
     return BudgetError(
         f"{'; '.join(told)}. Ask for at least that, or relax minimum, multiple, max_sparsity, per_group or ignore",
         closest=float(least[0] * search.budgets[0].limit if one else least.max()),
+        several=not one,
     )
 
 
