@@ -197,7 +197,7 @@ def measure(
     example: Example_ = None,
     data: Data = None,
     threads: Threads = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; every round runs each model once.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds at least; every round runs each model once.")] = 50,
     energy: Energy = False,
     watts: Watts = None,
     country: Country = None,

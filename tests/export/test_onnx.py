@@ -184,6 +184,20 @@ class Branch(nn.Module):
         return x if x.sum() > 0 else x + 1
 
 
+class Eigen(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x).abs()
+
+
+def test_an_op_without_a_function_is_named_with_its_line(tmp_path):
+    line = Eigen.forward.__code__.co_firstlineno + 1
+    with pytest.raises(TargetError, match=rf"no function for aten.linalg_eig.default at test_onnx.py:{line}"):
+        to_onnx(Eigen(), torch.ones(1, 3, 3), tmp_path / "net.onnx")
+    line = Branch.forward.__code__.co_firstlineno + 1
+    with pytest.raises(TargetError, match=rf"\(at test_onnx.py:{line}\)"):
+        to_onnx(Branch(), torch.ones(2, 3), tmp_path / "net.onnx")
+
+
 def test_failed_export_leaves_the_old_file_and_explains(tmp_path, capfd):
     path = tmp_path / "net.onnx"
     path.write_bytes(b"old")

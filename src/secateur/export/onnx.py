@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.calling import as_call, run
 from secateur.errors import TargetError
+from secateur.export.flat import captured, line_of, line_of_op
 from secateur.export.prepare import (
     Array,
     array,
@@ -102,12 +104,29 @@ def to_onnx(model: nn.Module, example: Example, path: Path | str, *, dynamic_bat
         try:
             program = _exported(twin, example, dynamic=False)
         except Exception as e:
-            raise TargetError(
-                f"onnx: {type(model).__qualname__} runs in torch and cannot be exported: {first_line(e)}; "
-                "branches on tensor values and .item() in forward are the usual cause: rewrite them, or take "
-                "the target eager"
-            ) from e
+            raise _refusal(model, example, e) from e
     return OnnxFile(path, dynamic_batch and not reason, _write(program, path), reason)
+
+
+def _refusal(model: nn.Module, example: Example, error: Exception) -> TargetError:
+    """Why a model that runs cannot be exported: the op that ONNX has no function for, and the line of the code."""
+    name, cause = type(model).__qualname__, first_line(error)
+    op = re.search(r"op='([\w.]+)', overload='(\w+)'", cause)
+    if op is None:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        where = line_of(root) or line_of(error)
+        return TargetError(
+            f"onnx: {name} runs in torch and cannot be exported: {cause}{f' (at {where})' if where else ''}; branches "
+            "on tensor values and .item() in forward are the usual cause: rewrite them, or take the target eager"
+        )
+    target = ".".join(op.groups())
+    where = line_of_op(captured("onnx", model, example), target)
+    return TargetError(
+        f"onnx: {name} runs in torch and cannot be exported: ONNX has no function for {target}"
+        f"{f' at {where}' if where else ''}; rewrite that, or take the target eager"
+    )
 
 
 def _exported(model: nn.Module, example: Example, dynamic: bool) -> Any:
