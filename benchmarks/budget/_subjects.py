@@ -84,7 +84,7 @@ def _trained_resnet(given: _fashion.Data) -> nn.Module:
     images = _fashion.Images(given.train.x[:TRAINED_ON], given.train.y[:TRAINED_ON])
     path = CACHE / "budget" / f"resnet-{len(images.x)}.safetensors"
     if not path.exists():
-        _fashion.train_(model, images, 0, epochs=1 if quick() else 3)
+        _fashion.train_(model, images, 0, epochs=2 if quick() else 3)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, save({k: v.contiguous() for k, v in model.state_dict().items()}))
     model.load_state_dict(load_file(path))
