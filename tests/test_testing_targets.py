@@ -229,7 +229,7 @@ def test_crooked_files_fail(monkeypatch, tmp_path):
         check_target(file_target("crooked", elsewhere, fetch))
     with pytest.raises(AssertionError, match="do not load from another folder: FileNotFoundError"):
         check_target(file_target("crooked", bound, fetch_bound))
-    monkeypatch.setattr(files, "_Folder", lambda: SimpleNamespace(path=Path(tempfile.mkdtemp())))
+    monkeypatch.setattr(files, "Folder", lambda: SimpleNamespace(path=Path(tempfile.mkdtemp())))
     with pytest.raises(AssertionError, match="still there after the last artefact has gone"):
         check_target(file_target("crooked", keep, fetch))
 
