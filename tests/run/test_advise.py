@@ -46,6 +46,7 @@ from secateur.run.candidates import (
     widths,
 )
 from secateur.targets import latency as latency_module
+from secateur.targets import table as table_module
 from secateur.targets.measure import Speedup
 from secateur.types import Artefact, Example, Group, Measurement
 from tiny import attention, cnn, groups_of, mlp
@@ -63,6 +64,7 @@ class Device:
         self.target = sc.Target("clock", self.build)
         for module in (latency_module, advise_module, stairs_module):
             monkeypatch.setattr(module, "measure", self.measure)
+        monkeypatch.setattr(table_module, "timed", self.seconds_of)
         monkeypatch.setattr(advise_module, "monotonic", lambda: self.now)
 
     def build(self, model: nn.Module, example: Example, threads: int, factor: float = 1.0) -> Artefact:
