@@ -42,6 +42,17 @@ Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the t
 TargetName = Annotated[
     str | None, typer.Option("--target", help="onnxruntime, eager, or module:target; onnxruntime@host:port elsewhere.")
 ]
+ByKind = Annotated[list[str] | None, typer.Option(help="KIND=MULTIPLE, such as neuron=32.")]
+Minimum = Annotated[int | None, typer.Option(help="Fewest units kept in any group.")]
+MaxSparsity = Annotated[float | None, typer.Option(help="Largest fraction removed from any group.")]
+PerGroup = Annotated[list[str] | None, typer.Option(help="GLOB=FRACTION: largest fraction there.")]
+Ignore = Annotated[list[str] | None, typer.Option(help="Glob over parameters, modules, groups that stay.")]
+BatchSize = Annotated[int | None, typer.Option(help="Items in a batch of a data file. (default: 32)")]
+RunYaml = Annotated[str | None, typer.Option(help="YAML file with the same arguments; those given here win.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier result in the output folder.")]
+Multiple = Annotated[int | None, typer.Option(help="Kept counts are multiples of this.")]
+CriterionName = Annotated[str | None, typer.Option(help="How important each unit is. (default: magnitude)")]
+AllocationName = Annotated[str | None, typer.Option(help="How much goes where. (default: global)")]
 
 
 def print_json(value: Any) -> None:

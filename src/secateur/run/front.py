@@ -317,7 +317,7 @@ def _sizes(job: _Job, plan: Plan) -> dict[str, float]:
 
 
 def _solved(job: _Job, task: Task) -> Plan:
-    """The plan of one budget: the one call to replace where a sweep gives all plans at once."""
+    """The plan of one budget, measured on the target until it holds."""
     allocation = job.allocation if task.method == "plan" else uniform
     budget = Budget.of_dense(job.cost, task.fraction)
     return meet(job.model, _scores(job, task.method), budget, allocation, job.limits, job.made, job.tell)
