@@ -126,7 +126,9 @@ class Gram:
         for _ in range(RAISES + 1):
             # H = R Rᵀ with R upper is a Cholesky factor seen from the other end, and U = R⁻¹: no inverse of H is made
             seen = precise(self.damped(tried)).flip(0, 1)
-            lower, info = torch.linalg.cholesky_ex(seen, out=(seen, torch.empty((), dtype=torch.int32, device=seen.device)))
+            lower, info = torch.linalg.cholesky_ex(
+                seen, out=(seen, torch.empty((), dtype=torch.int32, device=seen.device))
+            )
             if not int(info):
                 upper = invert_upper_(lower.flip(0, 1))
                 if bool(upper.isfinite().all()):
