@@ -128,7 +128,9 @@ def nm(n: int, m: int, dim: int = 1, remainder: Remainder = None) -> Pattern:
             lives = alive.narrow(at, 0, whole * m).unflatten(at, (whole, m)).movedim(at + 1, 0)
             if lives.numel() and int((fewest := lives.sum(0)).min()) < n:
                 raise PlanError(f"{name}: a group of {m} has only {int(fewest.min())} weights alive; expected {n}")
-        mask.narrow(at, 0, whole * m).unflatten(at, (whole, m)).movedim(at + 1, 0).copy_(best_of_groups(groups, n, lives))
+        mask.narrow(at, 0, whole * m).unflatten(at, (whole, m)).movedim(at + 1, 0).copy_(
+            best_of_groups(groups, n, lives)
+        )
         return mask
 
     name = f"{n}:{m}" if dim == 1 else f"{n}:{m} along {dim}"

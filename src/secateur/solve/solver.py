@@ -47,9 +47,7 @@ class Solver:
     name: str
     solve: Solve
 
-    def __call__(
-        self, weight: Tensor, gram: Gram, pattern: Pattern, kept: int, alive: Tensor | None = None
-    ) -> Solved:
+    def __call__(self, weight: Tensor, gram: Gram, pattern: Pattern, kept: int, alive: Tensor | None = None) -> Solved:
         """Prune.
 
         Args:
@@ -67,9 +65,13 @@ class Solver:
         if shape[1] != len(gram.mean):
             raise ArgumentError(f"weight{of} has shape {shape}; expected {len(gram.mean)} columns, one for each input")
         if not bool(weight.isfinite().all()):
-            raise DataError(f"weight{of} has {int((~weight.isfinite()).sum())} entries that are NaN or inf: mend it first")
+            raise DataError(
+                f"weight{of} has {int((~weight.isfinite()).sum())} entries that are NaN or inf: mend it first"
+            )
         if alive is not None and (tuple(alive.shape) != shape or alive.dtype != torch.bool):
-            raise ArgumentError(f"the mask of what is alive is {alive.dtype} {tuple(alive.shape)}; expected bool {shape}")
+            raise ArgumentError(
+                f"the mask of what is alive is {alive.dtype} {tuple(alive.shape)}; expected bool {shape}"
+            )
         there = weight.numel() if alive is None else int(alive.sum())
         if pattern.count(shape, kept) != kept or not 0 <= kept <= there:
             near = min(pattern.count(shape, kept), there)
