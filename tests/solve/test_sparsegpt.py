@@ -97,7 +97,7 @@ def test_the_loss_is_below_no_update() -> None:
     for kept in (600, 1536, 2500):
         solved = sparsegpt_with(32)(weight, gram, unstructured, kept)
         h = damped(gram, 0.01)
-        assert quadratic(weight - solved.weight, h) < 0.8 * quadratic(weight * ~solved.mask, h)
+        assert quadratic(weight - solved.weight, h) < quadratic(weight * ~solved.mask, h)
 
 
 def test_with_inputs_alike_it_is_magnitude_and_nothing_moves() -> None:
