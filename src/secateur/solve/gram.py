@@ -17,13 +17,13 @@ log = logging.getLogger("secateur")
 T = TypeVar("T")
 
 PANEL = 512
-"""Columns of a second moment that one product makes: only those from the diagonal on, so that half the work is saved."""
+"""Columns of a second moment that one product makes, from the diagonal on: nearly half of the work is saved."""
 
 PRECISE = 2048
 """Up to so many inputs a factor is found in float64, where that costs little; above, in the moment's own type."""
 
-RAISES = 5
-"""How often a damping that leaves the second moment singular is multiplied by ten."""
+LIMIT = 1.0
+"""A damping that leaves the second moment singular is multiplied by ten, up to this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,8 @@ class Gram:
 
     def __post_init__(self) -> None:
         d = len(self.mean)
-        shapes = [tuple(t.shape) for t in (self.second, self.cross, self.held and self.held.second) if t is not None]
+        moments = (self.second, self.cross, None if self.held is None else self.held.second)
+        shapes = [tuple(t.shape) for t in moments if t is not None]
         if any(shape != (d, d) for shape in shapes):
             raise ArgumentError(f"moments of {d} inputs have shape ({d}, {d}); got {shapes}{self._of()}")
         if self.rows < 1:
@@ -108,7 +109,7 @@ class Gram:
     def factor(self, damping: float = 0.01) -> Tensor:
         """Upper ``U`` with ``UᵀU = (H + damping * scale * I)⁻¹``, found once for each damping.
 
-        A damping that leaves the matrix singular is raised tenfold, a few times, and the log says so.
+        A damping that leaves the matrix singular is raised tenfold, up to 1, and the log says so.
         Time: d³ multiplications; memory: three matrices.
 
         Raises:
@@ -123,21 +124,22 @@ class Gram:
 
     def _factor(self, damping: float) -> Tensor:
         tried = damping
-        for _ in range(RAISES + 1):
+        while True:
             # H = R Rᵀ with R upper is a Cholesky factor seen from the other end, and U = R⁻¹: no inverse of H is made
             seen = precise(self.damped(tried)).flip(0, 1)
-            lower, info = torch.linalg.cholesky_ex(
-                seen, out=(seen, torch.empty((), dtype=torch.int32, device=seen.device))
-            )
+            lower, info = torch.linalg.cholesky_ex(seen)
+            del seen
             if not int(info):
                 upper = invert_upper_(lower.flip(0, 1))
                 if bool(upper.isfinite().all()):
                     return upper.to(self.second.dtype)
+            if tried > LIMIT / 10:
+                break
             log.warning("second moment%s is singular with damping %g: trying ten times as much", self._of(), tried)
             tried = 10 * tried or 1e-6
         raise DataError(
-            f"the second moment of the inputs{self._of()} ({len(self.mean)} inputs, {self.rows} rows) stays singular with "
-            f"damping {tried / 10:g}: give more calibration text, or a damping of 0.01 or more"
+            f"the second moment of the inputs{self._of()} ({len(self.mean)} inputs, {self.rows} rows) stays singular "
+            f"with damping {tried:g}: give more calibration text, or a damping of 0.01 or more"
         )
 
     def target(self, weight: Tensor, damping: float = 0.01) -> Tensor:
@@ -249,6 +251,8 @@ class GramSum:
         for at in range(0, len(second), PANEL):
             rest = at + PANEL
             second[rest:, at:rest] = second[at:rest, rest:].T
+            corner = second[at:rest, at:rest].triu()
+            second[at:rest, at:rest] = corner + corner.triu(1).T
         return Gram(second, self.total / max(n, 1), n, None if self.cross is None else self.cross / max(n, 1), **more)
 
 

@@ -128,7 +128,8 @@ def _shares(pattern: Pattern, shape: tuple[int, ...], kept: int, width: int, ali
     if alive is not None:
         most = [int(part.sum()) for part in alive.split(width, 1)]
     free, room = kept - sum(least), sum(most) - sum(least)
-    shares, low, high = [], 0, 0
+    shares: list[int] = []
+    low = high = 0
     for size, a, b in zip(sizes, least, most, strict=True):
         low, high = low + a, high + b - a
         wanted = low + (2 * free * high + room) // (2 * room) if room else low
