@@ -197,6 +197,10 @@ class block_progress:
         self.bar.stop()
 
 
+def _short(name: str, path: str) -> str:
+    return name.removeprefix(path + ".").removesuffix(".weight")
+
+
 def table_of(done: Pruned) -> Table:
     """Error and density by block."""
     table = Table("block", "matrices", "density", "relative error", "worst matrix", "seconds")
@@ -206,11 +210,11 @@ def table_of(done: Pruned) -> Table:
         worst = max(matrices, key=lambda m: m["error"], default=None)
         mean = sum(m["error"] for m in matrices) / max(len(matrices), 1)
         table.add_row(
-            row["path"],
+            str(row["index"]),
             str(len(matrices)),
             f"{sum(m['kept'] for m in matrices) / max(size, 1):.4f}",
             f"{mean:.4f}",
-            "" if worst is None else f"{worst['name'].removeprefix(row['path'] + '.')} {worst['error']:.4f}",
+            "" if worst is None else f"{worst['error']:.4f} {_short(worst['name'], row['path'])}",
             f"{row['seconds']:.1f}",
         )
     return table
