@@ -149,7 +149,7 @@ def test_a_table_from_elsewhere_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": "secateur cost table", "version": 2}', '{"format": "x", "version": 1, "entries": {}}'],
+    ["", "[]", "{}", '{"format": "secateur cost table", "version": 1}', '{"format": "x", "version": 1, "entries": {}}'],
 )
 def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.json").write_text(text)
