@@ -75,7 +75,7 @@ def prune(
         tuple(only or ()), tuple(ignore or ()), held, cross,
     )  # fmt: skip
     limit = None if memory is None else bytes_in(memory)
-    source, ids = opened(model), None
+    source = opened(model)
     ids = calibration_tokens(source, calibration, samples, window, seed or 0)
     with block_progress() as told:
         done = llm_prune(
@@ -83,6 +83,11 @@ def prune(
             allocation=allocation_named(allocation), memory=limit, device=device, force=force, progress=told,
             packed=format_ == "sparse",
         )  # fmt: skip
+    tell(done, as_json)
+
+
+def tell(done: Pruned, as_json: bool) -> None:
+    """Print what was done: JSON, or a table and the sums."""
     if as_json:
         print_json({**done.report, "folder": str(done.folder)})
         return
@@ -96,7 +101,7 @@ def prune(
 
 
 def opened(model: str) -> Any:
-    """The source, with what there is to say of it."""
+    """Where the weights of a model come from."""
     from secateur.llm.source import Source
 
     return Source.open(model)
