@@ -71,7 +71,7 @@ def prune(
     if format_ not in ("dense", "sparse"):
         raise ArgumentError(f"--format {format_!r}: write dense or sparse")
     how = Pruning(
-        solver_named(method), pattern_named(pattern), 0.5 if sparsity is None else sparsity,
+        solver_named(method), pattern_named(pattern), sparsity,
         tuple(only or ()), tuple(ignore or ()), held, cross,
     )  # fmt: skip
     limit = None if memory is None else bytes_in(memory)
