@@ -1,0 +1,1 @@
+"""Language models: pruned block by block, judged as they were saved."""
