@@ -44,6 +44,7 @@ def render_llm(data: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()
             beside_dense=data["dense"] is not None,
             protocol=data["protocol"],
             errors=_bars("error", data["blocks"], "error", "Error of the hidden state by block"),
+            solved=_bars("solved", data["blocks"], "solved", "Error of the matrices by block"),
             densities=_bars("density", data["blocks"], "density", "Density by block"),
             blocks=data["blocks"],
             trade=[c for c in (_trade(i, what, [data, *others]) for i, what in enumerate(_SIZES)) if c],

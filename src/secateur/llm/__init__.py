@@ -1,1 +1,1 @@
-"""Language models: pruned block by block, judged as they were saved."""
+"""Language models, one decoder block in memory at a time."""

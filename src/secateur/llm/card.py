@@ -55,7 +55,7 @@ def card(found: Evaluation, base_model: str | None = None) -> str:
 
     Example:
         >>> made = Evaluation({"model": "small", "dense": "big", "class": "LlamaForCausalLM", "rows": [], "speed": [],
-        ...     "tasks": [], "blocks": [], "made_by": {}, "made": {}, "protocol": {"words": "", "dtype": "float32",
+        ...     "tasks": [], "blocks": [], "made_by": {}, "made": {}, "loads_with": "transformers", "protocol": {"words": "", "dtype": "float32",
         ...     "device": "cpu", "texts": []}})
         >>> card(made).splitlines()[:2]
         ['---', 'base_model: big']
@@ -81,14 +81,8 @@ def _metadata(data: Mapping[str, Any], base_model: str | None) -> dict[str, Any]
     base = base_model or data["dense"]
     if base is not None:
         out["base_model"] = base
-    plain = _plain(data)
-    out |= {"library_name": "transformers" if plain else "secateur", "pipeline_tag": "text-generation"}
+    out |= {"library_name": data["loads_with"], "pipeline_tag": "text-generation"}
     return out | {"tags": ["pruned", MARK]}
-
-
-def _plain(data: Mapping[str, Any]) -> bool:
-    """Whether transformers loads the folder by itself."""
-    return data["made_by"].get("file") not in ("plan.json", "sparse.json")
 
 
 def _lead(data: Mapping[str, Any], base_model: str | None) -> str:
@@ -140,7 +134,7 @@ def _made(data: Mapping[str, Any]) -> str:
 
 
 def _loading(data: Mapping[str, Any]) -> str:
-    return (_TRANSFORMERS if _plain(data) else _SECATEUR).format(name=data["model"])
+    return (_TRANSFORMERS if data["loads_with"] == "transformers" else _SECATEUR).format(name=data["model"])
 
 
 def _section(head: str, body: str) -> list[str]:
