@@ -24,15 +24,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="Folder of a language model: that secateur wrote, or of transformers.", show_default=False)
+        Path,
+        typer.Argument(help="Folder of a language model: that secateur wrote, or of transformers.", show_default=False),
     ],
     text: Annotated[list[Path], typer.Option(help="Text file (UTF-8) to score; several are joined by blank lines.")],
-    dense: Annotated[Path | None, typer.Option(help="Folder of the dense model: agreement, figures side by side.")] = None,
+    dense: Annotated[
+        Path | None, typer.Option(help="Folder of the dense model: agreement, figures side by side.")
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens that the model sees at once.")] = 512,
     stride: Annotated[int | None, typer.Option(help="From one window to the next. (default: the window)")] = None,
     tokens: Annotated[int | None, typer.Option(help="Of the text, at most. (default: all)")] = None,
     batch: Annotated[int, typer.Option(help="Windows that run at once.")] = 1,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 to compute in. (default: as stored)")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16 to compute in. (default: as stored)")
+    ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Time prefill and decode, and measure memory.")] = False,
     target: Annotated[
         list[str] | None, typer.Option(help="With --speed: eager, onnxruntime, or module:target. (default: eager)")
@@ -140,6 +145,11 @@ def table_of(found: Evaluation) -> Table:
     for t in data["tasks"]:
         figures = ["" if v is None else words.decimal(v) for v in (t["dense"], t["pruned"])]
         error = "" if t["standard_error"] is None else f"± {words.decimal(t['standard_error'])}"
-        cells = [f"{t['task']}: {t['metric']}", *([figures[0]] if beside else []), figures[1], *([""] if beside else [])]
+        cells = [
+            f"{t['task']}: {t['metric']}",
+            *([figures[0]] if beside else []),
+            figures[1],
+            *([""] if beside else []),
+        ]
         table.add_row(*map(Text, [*cells, error]))
     return table

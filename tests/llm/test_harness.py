@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import tiny_llm
@@ -47,7 +48,7 @@ def stand_in(monkeypatch):
             self.all_tasks = ["b", "a"]
 
     def simple_evaluate(**given):
-        calls["evaluate"] = given | {"where": os.getcwd(), "offline": os.environ["HF_DATASETS_OFFLINE"]}
+        calls["evaluate"] = given | {"where": Path.cwd(), "offline": os.environ["HF_DATASETS_OFFLINE"]}
         if given["limit"] == 99:
             raise ValueError("no such split\nsecond line")
         return {
@@ -67,7 +68,7 @@ def stand_in(monkeypatch):
 
 
 def test_what_lm_eval_is_given_and_what_comes_back(tasks, stand_in):
-    before, environment = os.getcwd(), dict(os.environ)
+    before, environment = Path.cwd(), dict(os.environ)
     found = harness("model", "tokenizer", tasks, limit=2, batch=3, seed=7)
     assert found == {"a": {"acc": (0.5, 0.1), "f1 (strict)": (1.0, None)}, "b": {"word_perplexity": (12.0, None)}}
     assert stand_in["manager"] == {"include_path": str(tasks.resolve()), "include_defaults": False}
@@ -76,16 +77,16 @@ def test_what_lm_eval_is_given_and_what_comes_back(tasks, stand_in):
     assert given["tasks"] == ["a", "b"]
     assert given["limit"] == 2
     assert {given[k] for k in given if k.endswith("seed")} == {7}
-    assert (given["where"], given["offline"]) == (str(tasks.resolve()), "1")
-    assert os.getcwd() == before
+    assert (given["where"], given["offline"]) == (tasks.resolve(), "1")
+    assert Path.cwd() == before
     assert dict(os.environ) == environment
 
 
 def test_a_task_that_fails_says_where(tasks, stand_in):
-    before = os.getcwd()
+    before = Path.cwd()
     with pytest.raises(DataError, match=r"lm-eval failed: ValueError: no such split; tasks need local data"):
         harness("model", "tokenizer", tasks, limit=99)
-    assert os.getcwd() == before
+    assert Path.cwd() == before
 
 
 def test_without_lm_eval_the_extra_is_named(tasks, monkeypatch):

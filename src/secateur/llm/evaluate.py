@@ -34,7 +34,8 @@ class Asked:
 
     Attributes:
         texts: files to score. window, stride, batch: as in `perplexity`. tokens: of the text, at most.
-        dtype: to compute in; None: as stored. targets: where generation is timed. prompt, steps, repeats: as in `speed`.
+        dtype: to compute in; None: as stored. targets: where generation is timed.
+        prompt, steps, repeats: as in `speed`.
         tasks: a folder of lm-eval tasks, or None. limit: items of each task, at most.
     """
 
@@ -162,7 +163,9 @@ def _judged(model: nn.Module, full: nn.Module | None, ids: Tensor, asked: Asked,
     return both.pruned, both
 
 
-def _protocol(model: nn.Module, found: Perplexity, asked: Asked, texts: Sequence[str], tokenizer: Any) -> dict[str, Any]:
+def _protocol(
+    model: nn.Module, found: Perplexity, asked: Asked, texts: Sequence[str], tokenizer: Any
+) -> dict[str, Any]:
     """What a perplexity means nothing without."""
     weight = next(model.parameters())
     return {
@@ -213,7 +216,11 @@ def _sizes(model: nn.Module, full: nn.Module | None, paths: Sequence[Path]) -> l
     params = [sum(p.numel() for p in m.parameters()) for m in models]
     filled = [sum(int(torch.count_nonzero(p)) for p in m.parameters()) for m in models]
     stored = [bytes_of_weights(path) for path in paths]
-    named = (("parameters", "", params), ("parameters that are not zero", "", filled), ("size of the files", "B", stored))
+    named = (
+        ("parameters", "", params),
+        ("parameters that are not zero", "", filled),
+        ("size of the files", "B", stored),
+    )
     return [Row(what, unit, v[1] if len(v) > 1 else None, v[0]) for what, unit, v in named]
 
 
@@ -259,9 +266,7 @@ def _tasks(model: nn.Module, full: nn.Module | None, tokenizer: Any, asked: Aske
     return rows
 
 
-def _blocks(
-    model: nn.Module, errors: Sequence[float], rows: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _blocks(model: nn.Module, errors: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each block its density, its error where the dense model was given, and what pruning told of its matrices."""
     found = [d for d in densities(model) if d.block]
     known: list[float | None] = list(errors) if len(errors) == len(found) else [None] * len(found)
