@@ -107,7 +107,8 @@ def _protocol(data: Mapping[str, Any]) -> str:
     p = data["protocol"]
     names = ", ".join(t["name"] for t in p["texts"])
     return (
-        f"Perplexity: {p['words']}; computed in {p['dtype']} on {p['device']}, losses in float32; text: {names or '-'}. "
+        f"Perplexity: {p['words']}; computed in {p['dtype']} on {p['device']}, losses in float32; "
+        f"text: {names or '-'}. "
         "Agreement is of the same tokens, intervals are over windows; figures of other texts do not compare."
     )
 
