@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -38,6 +37,7 @@ def evaluate(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16 to compute in. (default: as stored)")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     speed: Annotated[bool, typer.Option("--speed", help="Time prefill and decode, and measure memory.")] = False,
     target: Annotated[
         list[str] | None, typer.Option(help="With --speed: eager, onnxruntime, or module:target. (default: eager)")
@@ -56,6 +56,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a language model as it was saved: perplexity, agreement with the dense one, speed, tasks."""
+    from secateur.cli_llm import block_progress  # which has this command
     from secateur.llm.card import write_card
     from secateur.llm.evaluate import Asked, read_evaluation
     from secateur.llm.evaluate import evaluate as judge
@@ -66,14 +67,9 @@ def evaluate(
     others = [read_evaluation(path) for path in beside or ()]
     targets = tuple(target_of(name, threads or 1) for name in target or ["eager"]) if speed else ()
     asked = Asked(
-        tuple(text), window, stride, batch, tokens, _dtype(dtype), targets, prompt, steps, repeats, tasks, limit
+        tuple(text), window, stride, batch, tokens, _dtype(dtype), targets, prompt, steps, repeats, tasks, limit, device
     )  # fmt: skip
-    with _bar() as bar:
-        task = bar.add_task("loading", total=None)
-
-        def tell(done: int, of: int, words: str) -> None:
-            bar.update(task, completed=done, total=of, description=words)
-
+    with block_progress() as tell:
         found = judge(model, asked, dense, tell)
     written = [] if out is None else _write(found, out, others)
     if card:
@@ -107,22 +103,6 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
     found: torch.dtype = getattr(torch, name)
     return found
-
-
-def _bar() -> Progress:
-    """By window on standard error, with the time left; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def table_of(found: Evaluation) -> Table:

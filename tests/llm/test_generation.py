@@ -84,6 +84,9 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path):
     large = tiny_llm.folder(tmp_path / "large", tiny_llm.llama(intermediate_size=60_000))
     weights = 2 * 3 * 60_000 * 32 * 4
     assert peak_memory(large, 4, 2) - peak_memory(small, 4, 2) > 0.5 * weights
+
+
+def test_peak_memory_of_nothing_is_an_error(tmp_path):
     with pytest.raises(TargetError, match=r"peak memory"):
         peak_memory(tmp_path / "none", 4, 2)
 

@@ -115,7 +115,7 @@ def beside(
             sums[name].append(float(figure(small, full).double().sum()))
         counts.append(len(small.targets))
         if tell is not None:
-            tell(len(counts), total, "both models")
+            tell(len(counts), total, "windows, both models")
     top1, top5, kl = (Figure(*over_windows(sums[n], counts), sum(counts)) for n in ("top1", "top5", "kl"))
     return Beside(
         perplexity_of(sums["pruned"], counts, window, stride),

@@ -34,7 +34,7 @@ class Asked:
 
     Attributes:
         texts: files to score. window, stride, batch: as in `perplexity`. tokens: of the text, at most.
-        dtype: to compute in; None: as stored. targets: where generation is timed.
+        dtype: to compute in; None: as stored. device: to compute on. targets: where generation is timed.
         prompt, steps, repeats: as in `speed`.
         tasks: a folder of lm-eval tasks, or None. limit: items of each task, at most.
     """
@@ -51,6 +51,7 @@ class Asked:
     repeats: int = REPEATS
     tasks: Path | None = None
     limit: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +123,8 @@ def evaluate(folder: Path | str, asked: Asked, dense: Path | str | None = None, 
     """
     paths = [Path(folder), *([Path(dense)] if dense is not None else [])]
     texts = texts_of(asked.texts)
-    model, tokenizer = open_model(paths[0], asked.dtype)
-    full = open_model(paths[1], asked.dtype)[0] if dense is not None else None
+    model, tokenizer = open_model(paths[0], asked.dtype, asked.device)
+    full = open_model(paths[1], asked.dtype, asked.device)[0] if dense is not None else None
     if tokenizer is None and dense is not None:
         tokenizer = own_tokenizer(paths[1])
     if tokenizer is None:
@@ -247,7 +248,7 @@ def _measured(
     if asked.targets:
         high = vocabulary(model) or 2
         peaks = [peak_memory(p, asked.prompt, asked.steps, high=high) for p in paths]
-        note = "loading and generating in a process of its own, as stored"
+        note = "loading and generating on the CPU in a process of its own, as stored"
         rows.append(Row("peak memory", "B", peaks[1] if len(peaks) > 1 else None, peaks[0], note=note))
     return rows, timings
 

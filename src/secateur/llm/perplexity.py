@@ -128,7 +128,7 @@ def perplexity(
         sums.append(float(found.nll().double().sum()))
         counts.append(len(found.targets))
         if tell is not None:
-            tell(len(sums), count_windows(tokens.numel(), window, stride), "perplexity")
+            tell(len(sums), count_windows(tokens.numel(), window, stride), "windows")
     return perplexity_of(sums, counts, window, stride)
 
 
