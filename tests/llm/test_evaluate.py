@@ -196,3 +196,18 @@ def test_the_command(place, tmp_path, capsys):
 def test_errors_of_the_command(place, capsys, more, code, words):
     assert main(["llm", "eval", str(place / "pruned"), "--text", str(place / "a.txt"), "--window", "32", *more]) == code
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_pruning_wrote_is_judged_with_what_it_told(place, tmp_path, packed):
+    from secateur.choose.patterns import per_row
+    from secateur.llm.prune import Pruning, llm_prune
+    from secateur.solve.scores import wanda_mask
+
+    tokens = ids(place)[: 4 * WINDOW].view(4, WINDOW)
+    llm_prune(place / "dense", tokens, Pruning(wanda_mask, per_row, 0.5), tmp_path / "out", packed=packed)
+    found = evaluate(tmp_path / "out", asked(place), place / "dense")
+    assert [b["density"] for b in found.data["blocks"]] == [0.5, 0.5]
+    assert all(b["solved"] > 0 and b["error"] > 0 for b in found.data["blocks"])
+    assert found.data["made_by"]["made"]["sparsity"] == 0.5
+    assert found.data["loads_with"] == ("secateur" if packed else "transformers")
