@@ -56,6 +56,7 @@ from secateur.cli_common import (
     seed_,
 )
 from secateur.cli_front import front, take
+from secateur.cli_llm import app as llm_app
 from secateur.cli_sparse import sparsify, tickets
 from secateur.cli_target import target as target_app
 from secateur.errors import ArgumentError, BudgetError, SecateurError
@@ -293,6 +294,7 @@ def schema(
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
+app.add_typer(llm_app)
 for _command in (advise, front, take):
     app.command(epilog=EXITS)(_command)
 
