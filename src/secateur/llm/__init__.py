@@ -1,0 +1,1 @@
+"""Language models: pruned block by block in bounded memory, recovered, judged."""
