@@ -1,1 +1,1 @@
-"""Language models: pruned block by block in bounded memory, recovered, judged."""
+"""Language models, one decoder block in memory at a time."""
