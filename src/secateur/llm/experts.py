@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.choose.plan import make_plan
 from secateur.errors import ArgumentError
-from secateur.graph.couple import couple
+from secateur.graph.couple import Groups, couple
 from secateur.graph.record import trace
 from secateur.graph.rules import EXPERT_RULES
 from secateur.graph.surgery import apply_
@@ -134,6 +134,20 @@ def prune_experts_(
         (3, 3)
     """
     groups = couple(trace(module, example), rules=EXPERT_RULES)
+    return prune_banks_(module, groups, drive, remove, score=score, merge=merge, prefix=prefix)
+
+
+def prune_banks_(
+    module: nn.Module,
+    groups: Groups,
+    drive: Callable[[], object],
+    remove: int,
+    *,
+    score: Score = reap,
+    merge: Merge | None = None,
+    prefix: str = "",
+) -> ExpertCut:
+    """`prune_experts_` on what is coupled already, under `sc.EXPERT_RULES`."""
     banks = banks_of(module, groups)
     needs = merge.needs if merge is not None else {}
     seen = routing(module, banks, drive, prefix=prefix, **needs)
@@ -144,7 +158,7 @@ def prune_experts_(
         keep[bank.group.name] = kept_experts(bank, mine, remove, score)
         into = {} if merge is None else merge_(module, bank, groups, mine, keep[bank.group.name], merge)
         rows.append(_row(bank, mine, keep[bank.group.name], score, into))
-    plan = make_plan(groups, keep, {"criterion": _name(score), "removed_experts": remove})
+    plan = make_plan(groups, keep, {"criterion": name_of(score), "removed_experts": remove})
     apply_(plan, module)
     return ExpertCut(plan, tuple(rows))
 
@@ -161,5 +175,11 @@ def _row(bank: Bank, seen: Routing, keep: Bools, score: Score, into: Mapping[int
     }
 
 
-def _name(score: Score) -> str:
-    return getattr(score, "__qualname__", type(score).__name__).partition(".")[0]
+def name_of(function: Callable[..., Any]) -> str:
+    """What a score or a likeness goes by.
+
+    Example:
+        >>> name_of(reap), name_of(random_experts(0))
+        ('reap', 'random_experts')
+    """
+    return str(getattr(function, "__qualname__", type(function).__name__)).partition(".")[0]

@@ -197,9 +197,7 @@ class Masks:
         def zeroed(name: str) -> Callable[[Tensor], None]:
             return lambda w: None if w.grad is None else self._zero_([(name, w.grad)])
 
-        handles = [
-            w.register_post_accumulate_grad_hook(zeroed(n)) for n, w in self.weights.items() if w.requires_grad
-        ]
+        handles = [w.register_post_accumulate_grad_hook(zeroed(n)) for n, w in self.weights.items() if w.requires_grad]
 
         def undo() -> None:
             for handle in handles:
