@@ -125,9 +125,7 @@ def beside(
 
 
 @torch.inference_mode()
-def block_errors(
-    model: nn.Module, dense: nn.Module, tokens: Tensor, window: int = WINDOW, windows: int = 4
-) -> list[float]:
+def block_errors(model: nn.Module, dense: nn.Module, tokens: Tensor, window: int = WINDOW, windows: int = 4) -> list[float]:
     r"""How far the hidden state after each block is from the dense model's: $\|h - h_{dense}\| / \|h_{dense}\|$.
 
     Over the first ``windows`` windows of the text. After the last block it is what the final norm makes of it. Empty

@@ -159,9 +159,7 @@ def _judged(model: nn.Module, full: nn.Module | None, ids: Tensor, asked: Asked,
     return both.pruned, both
 
 
-def _protocol(
-    model: nn.Module, found: Perplexity, asked: Asked, texts: Sequence[str], tokenizer: Any
-) -> dict[str, Any]:
+def _protocol(model: nn.Module, found: Perplexity, asked: Asked, texts: Sequence[str], tokenizer: Any) -> dict[str, Any]:
     """What a perplexity means nothing without."""
     weight = next(model.parameters())
     return {
@@ -212,11 +210,7 @@ def _sizes(model: nn.Module, full: nn.Module | None, paths: Sequence[Path]) -> l
     params = [sum(p.numel() for p in m.parameters()) for m in models]
     filled = [sum(int(torch.count_nonzero(p)) for p in m.parameters()) for m in models]
     stored = [bytes_of_weights(path) for path in paths]
-    named = (
-        ("parameters", "", params),
-        ("parameters that are not zero", "", filled),
-        ("size of the files", "B", stored),
-    )
+    named = (("parameters", "", params), ("parameters that are not zero", "", filled), ("size of the files", "B", stored))
     return [Row(what, unit, v[1] if len(v) > 1 else None, v[0]) for what, unit, v in named]
 
 

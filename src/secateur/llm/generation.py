@@ -198,9 +198,7 @@ def _decoder(model: nn.Module, ids: Tensor, steps: int, target: Target) -> _Deco
         first = twin(input_ids=ids.to(device), use_cache=True)
     cache = getattr(first, "past_key_values", None)
     if cache is None or not hasattr(cache, "crop"):
-        raise TargetError(
-            f"decode is not timed: {type(model).__name__} returns no key-value cache that can be cut back"
-        )
+        raise TargetError(f"decode is not timed: {type(model).__name__} returns no key-value cache that can be cut back")
     nbytes = _cache_bytes(cache)
     start = first.logits[:, -1].argmax(-1, keepdim=True)
 
