@@ -60,8 +60,8 @@ def llm_prune_experts(
         force: replace what is in the folder.
 
     Raises:
-        CoupleError: there are no experts that can be cut. ArgumentError: fewer would be left than are chosen for a token.
-        FormatError: no configuration says the cut. DataError: tokens that the model does not have.
+        CoupleError: there are no experts that can be cut. FormatError: no configuration says the cut.
+        ArgumentError: fewer would be left than are chosen for a token. DataError: tokens that the model does not have.
 
     Memory: one block, its experts' outputs for a batch, and the hidden states.
     """
@@ -169,8 +169,8 @@ def config_changes(skeleton: nn.Module, rows: Sequence[Row]) -> dict[str, Any]:
     found = next(iter(configurations(small, plan)), None)
     if found is None:
         raise FormatError(
-            f"no configuration of {type(skeleton).__name__} says how many experts are left: cut the model in memory with "
-            "prune_experts_ and keep it with sc.save"
+            f"no configuration of {type(skeleton).__name__} says how many experts are left: cut the model in memory "
+            "with prune_experts_ and keep it with sc.save"
         )
     return {k: v for k, v in found.to_dict().items() if before.get(k) != v and not k.startswith("_")}
 

@@ -69,7 +69,7 @@ def distill_tokens(
     seed: int = 0,
     **settings: Any,
 ) -> Recovery:
-    """Recovery of a language model by distillation from the dense one: the divergence of their next-token distributions.
+    """Recovery of a language model by distillation: it learns the dense one's distributions of the next token.
 
     Zeros stay zeros: whatever matrix holds any is trained with the mask of its other entries. Works on sparse, on
     shrunk and on shallower models; the dense model's logits are computed as they are needed and kept nowhere.
@@ -185,7 +185,7 @@ def _no_caches(*models: nn.Module) -> Iterator[None]:
 def _split(windows: Tensor, held_out: int) -> tuple[Tensor, Tensor]:
     if windows.dim() != 2 or windows.is_floating_point() or windows.shape[1] < 2:
         raise ArgumentError(
-            f"windows are {windows.dtype} {tuple(windows.shape)}: give token ids, int64 (n, length), of at least 2 tokens"
+            f"windows are {windows.dtype} {tuple(windows.shape)}: give token ids, int64 (n, length), 2 tokens or more"
         )
     if not 0 <= held_out < len(windows):
         raise ArgumentError(f"{held_out} of {len(windows)} windows are held out: leave some to train on")

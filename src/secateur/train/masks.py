@@ -181,8 +181,8 @@ class Masks:
     def hold(self) -> Callable[[], None]:
         """Zero the gradients of masked entries as they come, whatever optimizer uses them; returns what undoes this.
 
-        A weight that is zero, whose gradient always was, stays zero in every step of SGD and of Adam and its kin, weight
-        decay or not: for loops whose optimizer is made later. Clipping measures the other entries alone.
+        A weight that is zero, whose gradient always was, stays zero in every step of SGD and of Adam and its kin,
+        weight decay or not: for loops whose optimizer is made later. Clipping measures the other entries alone.
 
         Example:
             >>> net = nn.Linear(2, 2)
