@@ -20,8 +20,9 @@ from secateur.evidence.report import finite
 from secateur.llm.agreement import Beside, beside, block_errors
 from secateur.llm.generation import PROMPT, REPEATS, STEPS, peak_memory, speed, speed_rows
 from secateur.llm.harness import harness
-from secateur.llm.perplexity import JOINED_BY, WINDOW, Perplexity, Tell, perplexity, texts_of, tokenize, vocabulary
-from secateur.llm.saved import bytes_of_weights, densities, open_model, told, tokenizer_of
+from secateur.llm.perplexity import WINDOW, Perplexity, Tell, perplexity, texts_of, tokenize, vocabulary
+from secateur.llm.saved import bytes_of_weights, densities, loads_plainly, open_model, own_tokenizer, told
+from secateur.llm.texts import JOINT
 from secateur.types import Row, Target
 
 JSON_NAME, VERSION = "evaluation.json", 1
@@ -123,7 +124,7 @@ def evaluate(folder: Path | str, asked: Asked, dense: Path | str | None = None, 
     model, tokenizer = open_model(paths[0], asked.dtype)
     full = open_model(paths[1], asked.dtype)[0] if dense is not None else None
     if tokenizer is None and dense is not None:
-        tokenizer = tokenizer_of(paths[1])
+        tokenizer = own_tokenizer(paths[1])
     if tokenizer is None:
         raise ArgumentError(f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
     ids = tokenize(tokenizer, texts)[: asked.tokens]
@@ -131,6 +132,7 @@ def evaluate(folder: Path | str, asked: Asked, dense: Path | str | None = None, 
     rows, measured = _measured(model, full, paths, asked)
     errors = [] if full is None else block_errors(model, full, ids, asked.window)
     protocol = _protocol(model, judged[0], asked, texts, tokenizer)
+    made_by = told(folder)
     data = {
         "schema": VERSION,
         "kind": "llm",
@@ -142,8 +144,9 @@ def evaluate(folder: Path | str, asked: Asked, dense: Path | str | None = None, 
         "perplexity": asdict(judged[0]),
         "speed": measured,
         "tasks": _tasks(model, full, tokenizer, asked),
-        "blocks": _blocks(model, errors),
-        "made_by": told(folder),
+        "blocks": _blocks(model, errors, made_by["blocks"]),
+        "loads_with": "transformers" if loads_plainly(paths[0]) else "secateur",
+        "made_by": {k: v for k, v in made_by.items() if k != "blocks"},
         "made": {**environment(), "date": datetime.date.today().isoformat()},
     }
     return Evaluation(data)
@@ -168,7 +171,7 @@ def _protocol(model: nn.Module, found: Perplexity, asked: Asked, texts: Sequence
         "stride": found.stride,
         "windows": found.windows,
         "tokens": found.tokens,
-        "joined_by": JOINED_BY,
+        "joined_by": JOINT,
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": weight.device.type,
         "tokenizer": type(tokenizer).__name__,
@@ -256,11 +259,25 @@ def _tasks(model: nn.Module, full: nn.Module | None, tokenizer: Any, asked: Aske
     return rows
 
 
-def _blocks(model: nn.Module, errors: Sequence[float]) -> list[dict[str, Any]]:
-    """Density, and error where the dense model was given, of each block."""
+def _blocks(
+    model: nn.Module, errors: Sequence[float], rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of each block its density, its error where the dense model was given, and what pruning told of its matrices."""
     found = [d for d in densities(model) if d.block]
     known: list[float | None] = list(errors) if len(errors) == len(found) else [None] * len(found)
+    solved = {str(r.get("path")): r.get("matrices") or [] for r in rows}
     return [
-        {"block": d.block, "size": d.size, "kept": d.kept, "density": d.density, "error": e}
-        for d, e in zip(found, known, strict=True)
+        {
+            "block": d.block,
+            "size": d.size,
+            "kept": d.kept,
+            "density": d.density,
+            "error": error,
+            "solved": _mean([m["error"] for m in solved.get(d.block, []) if "error" in m]),
+        }
+        for d, error in zip(found, known, strict=True)
     ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,17 @@ def _offline(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Its logs are for its own command line."""
-    before = logging.root.manager.disable
+    """Its logs, bars and complaints are for its own command line."""
+    before, kept = logging.root.manager.disable, os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     logging.disable(logging.WARNING)
+    os.dup2(nowhere, 2)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
         logging.disable(before)

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ArgumentError, DataError
+from secateur.llm.texts import tokens_of
 from secateur.types import Floats
 
 WINDOW = 512
-JOINED_BY = "\n\n"
-"""What stands between two texts."""
 RESAMPLES = 2000
 
 Tell = Callable[[int, int, str], None]
@@ -78,20 +77,14 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
         DataError: a text is empty.
 
     Example:
-        >>> tokenize(lambda text: {"input_ids": list(map(ord, text))}, ["a", "b"])
+        >>> tokenize(lambda text, verbose: {"input_ids": list(map(ord, text))}, ["a", "b"])
         tensor([97, 10, 10, 98])
     """
     empty = [i for i, text in enumerate(texts) if not text.strip()]
     if empty or not texts:
         which = f"text {empty[0]} of {len(texts)} is empty" if empty else "there is no text"
         raise DataError(f"{which}: give texts that hold words")
-    found = tokenizer(JOINED_BY.join(texts), verbose=False) if _loud(tokenizer) else tokenizer(JOINED_BY.join(texts))
-    return torch.tensor(found["input_ids"], dtype=torch.long)
-
-
-def _loud(tokenizer: Any) -> bool:
-    """Whether it warns of texts that are longer than its model: here they are cut into windows."""
-    return hasattr(tokenizer, "model_max_length")
+    return tokens_of(texts, tokenizer)
 
 
 def perplexity(

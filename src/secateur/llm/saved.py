@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ArgumentError, FormatError, brief
+from secateur.errors import ArgumentError, FormatError
 from secateur.export import sparse
-from secateur.export.prepare import need
+from secateur.llm.texts import tokenizer_of
 from secateur.run.models import load_model
 
 TOLD = ("llm.json", "plan.json", sparse.HEADER)
@@ -55,23 +55,23 @@ def open_model(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[nn
         raise ArgumentError(f"MODEL {folder}: there is no such folder; give one with config.json and safetensors")
     model, _ = load_model(str(path))
     model = model if dtype is None else model.to(dtype)
-    return model.requires_grad_(False).eval(), tokenizer_of(path)
+    return model.requires_grad_(False).eval(), own_tokenizer(path)
 
 
-def tokenizer_of(folder: Path | str) -> Any:
+def own_tokenizer(folder: Path | str) -> Any:
     """The tokenizer of a folder, or None where it has no files of one.
 
     Raises:
-        FormatError: transformers cannot load it.
+        DataError: transformers cannot load it.
     """
     path = Path(folder)
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        return None
-    (transformers,) = need("huggingface", "transformers")
-    try:
-        return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each tokenizer fails in its own way
-        raise FormatError(f"{path}: its tokenizer cannot be loaded: {brief(error)}") from error
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    return tokenizer_of(path) if any((path / name).is_file() for name in names) else None
+
+
+def loads_plainly(folder: Path | str) -> bool:
+    """Whether ``from_pretrained`` of transformers loads a folder, without secateur."""
+    return not any((Path(folder) / name).is_file() for name in ("plan.json", sparse.HEADER))
 
 
 def densities(model: nn.Module) -> list[Density]:
@@ -112,7 +112,7 @@ def bytes_of_weights(folder: Path | str) -> int:
 
 
 def told(folder: Path | str) -> dict[str, Any]:
-    """What a folder says of how it was made: the plain part of the first of `TOLD` that is there, else nothing.
+    """What a folder says of how it was made: the first of `TOLD` that is there, its plain facts and its blocks.
 
     Raises:
         FormatError: the file is damaged.
@@ -125,16 +125,13 @@ def told(folder: Path | str) -> dict[str, Any]:
             held = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FormatError(f"{file} is damaged: {error}") from error
-        return {"file": name, **_plain(held)}
-    return {}
+        if not isinstance(held, Mapping):
+            raise FormatError(f"{file} is damaged: it holds {type(held).__name__}, expected an object")
+        parts = [held.get(k) for k in ("made", "asked", "achieved", "calibration")]
+        facts = {k: v for part in parts if isinstance(part, Mapping) for k, v in part.items() if _fact(v)}
+        return {"file": name, "made": facts, "blocks": [r for r in held.get("blocks", []) if isinstance(r, Mapping)]}
+    return {"file": None, "made": {}, "blocks": []}
 
 
-def _plain(held: Any) -> dict[str, Any]:
-    """Of a file: what made the plan, and the rows of the blocks; not its masks and shapes."""
-    if not isinstance(held, Mapping):
-        return {}
-    made = held.get("made")
-    if not isinstance(made, Mapping):
-        made = {k: v for k, v in held.items() if isinstance(v, (str, int, float, bool))}
-    rows = held.get("blocks") or held.get("rows") or []
-    return {"made": dict(made), "blocks": [dict(r) for r in rows if isinstance(r, Mapping)]}
+def _fact(value: Any) -> bool:
+    return isinstance(value, (str, int, float))
