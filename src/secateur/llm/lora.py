@@ -101,7 +101,8 @@ class _Masked:
         a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
         update = b @ a
         update = update.T if module.fan_in_fan_out else update
-        return update * module.scaling[ADAPTER] * self.mask
+        masked: Tensor = update * module.scaling[ADAPTER] * self.mask
+        return masked
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
         """The layer's output with the update in it."""

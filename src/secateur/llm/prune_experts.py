@@ -42,6 +42,7 @@ def llm_prune_experts(
     score: Score = reap,
     merge: Merge | None = None,
     batch: int | None = None,
+    memory: float | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
@@ -56,8 +57,8 @@ def llm_prune_experts(
     Args:
         model: a folder, a GGUF file, or a module. tokens: int64 (samples, window), of the calibration text.
         out: a new folder. remove: experts that go, of each bank. score, merge: as in `prune_experts_`.
-        batch: samples at once. device, dtype: to compute in. progress: hears ``(blocks done, blocks, words)``.
-        force: replace what is in the folder.
+        batch: samples at once. memory: bytes that the process may take, see `stream`. device, dtype: to compute in.
+        progress: hears ``(blocks done, blocks, words)``. force: replace what is in the folder.
 
     Raises:
         CoupleError: there are no experts that can be cut. FormatError: no configuration says the cut.
@@ -80,8 +81,8 @@ def llm_prune_experts(
         return Change(config_changes(skeleton, rows), extra=report)
 
     return stream(
-        source, tokens, work, out, batch=batch, device=device, dtype=dtype, signature=told, rebuild=work.rebuild,
-        change=change, progress=progress, force=force,
+        source, tokens, work, out, batch=batch, memory=memory, moments=0, device=device, dtype=dtype,
+        signature={"llm": "experts", **told}, rebuild=work.rebuild, change=change, progress=progress, force=force,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def recover_folder(
     plan = load_plan(folder) if (folder / "plan.json").is_file() else None
     state = out.resolve().with_name(f".{out.name}.training")
     stage = distill_tokens(windows.to(device), checkpoint=state, checkpoint_every=checkpoint_every, **settings)
-    history = stage.run(small, big, plan)  # type: ignore[arg-type]  # no plan is needed
+    history = stage.run(small, big, plan)
     del big
     told = _told(stage.name, history, windows)
     with new_folder(out, force) as temporary:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.calling import named_tensors, tensors_of
 from secateur.errors import CoupleError, DataError
 from secateur.graph.couple import Groups
+from secateur.llm.together import everyones
 from secateur.score.calibrate import quiet_eval, real
 from secateur.score.capture import Contraction, Watch
 from secateur.types import Floats, Group, Ints
@@ -233,8 +234,16 @@ class _Tally:
                 f"{float((total - out).norm() / size):.2g}): the scores here are made for those that do"
             )
 
+    def _gather_(self) -> None:
+        """Sums over all processes, each of which saw a part of the data."""
+        self.tokens, self.logged = (sum(everyones(n)) for n in (self.tokens, self.logged))
+        self.count, self.gates, self.norms, self.gated = map(_total, (self.count, self.gates, self.norms, self.gated))
+        self.sums = None if self.sums is None else _total(self.sums)
+        self.logits = None if self.logits is None else _total(self.logits)
+
     def routing(self, path: str) -> Routing:
         """What was seen."""
+        self._gather_()
         if not self.tokens:
             raise DataError(f"no calibration token came to the experts in {path}: give text, or leave this layer out")
         if self.logits is not None and self.logged != self.tokens:
@@ -244,6 +253,11 @@ class _Tally:
             )
         means = None if self.sums is None else self.sums / self.tokens
         return Routing(path, self.tokens, self.count, self.gates, self.norms, self.gated, means, self.logits)
+
+
+def _total(mine: Floats) -> Floats:
+    first, *others = everyones(mine)
+    return sum(others, start=first)  # type: ignore[no-any-return]
 
 
 def _called(bank: Bank, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
