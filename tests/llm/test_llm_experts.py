@@ -112,6 +112,21 @@ def test_scores_are_the_papers_sums_over_tokens(family: str, normalised: bool) -
         assert set(np.nonzero(~kept_experts(bank, mine, 3))[0]) == set(worst)
 
 
+def test_processes_add_up_what_each_of_them_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process that saw the same tokens: sums double, means stay."""
+    model, x = mixture("Mixtral"), texts()
+    banks = banks_of(model, sc.couple(sc.trace(model, {"input_ids": x}), sc.EXPERT_RULES))
+    one = routing(model, banks, lambda: model(input_ids=x), means=True, logits=True)
+    monkeypatch.setattr("secateur.llm.routing.everyones", lambda value: [value, value])
+    two = routing(model, banks, lambda: model(input_ids=x), means=True, logits=True)
+    for name, seen in one.items():
+        assert two[name].tokens == 2 * seen.tokens == 2 * x.numel()
+        np.testing.assert_array_equal(two[name].count, 2 * seen.count)
+        np.testing.assert_array_equal(two[name].logits, 2 * seen.logits)
+        np.testing.assert_allclose(two[name].means, seen.means)
+        np.testing.assert_allclose(reap(two[name]), reap(seen))
+
+
 def test_an_expert_that_is_never_chosen_goes_first() -> None:
     model, x = mixture("Mixtral"), texts()
     for router, experts in parts(model):
