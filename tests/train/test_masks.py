@@ -368,7 +368,7 @@ def test_strip_lets_go() -> None:
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, torch.optim.NAdam])
-def test_held_gradients_keep_zeros_under_an_optimizer_that_comes_later(make):
+def test_held_gradients_keep_zeros_under_an_optimizer_that_comes_later(make: Any) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
     masks = Masks(net, {"0.weight": torch.rand(8, 6) > 0.5})
