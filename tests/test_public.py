@@ -63,6 +63,8 @@ ROOMS += [
     "cli_front",
     "cli_llm_eval",
     "cli_llm",
+    "cli_llm_experts",
+    "cli_llm_recover",
     "cli_sparse",
     "cli_target",
     "cli",

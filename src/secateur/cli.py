@@ -57,6 +57,8 @@ from secateur.cli_common import (
 )
 from secateur.cli_front import front, take
 from secateur.cli_llm import app as llm_app
+from secateur.cli_llm_experts import experts
+from secateur.cli_llm_recover import recover
 from secateur.cli_sparse import sparsify, tickets
 from secateur.cli_target import target as target_app
 from secateur.errors import ArgumentError, BudgetError, SecateurError
@@ -295,6 +297,8 @@ app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
 app.add_typer(llm_app)
+llm_app.command(epilog=EXITS)(experts)
+llm_app.command(epilog=EXITS)(recover)
 for _command in (advise, front, take):
     app.command(epilog=EXITS)(_command)
 
