@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.calling import tensors_of
-from secateur.types import Example
+from secateur.llm.live import Live
 
 Logits = Callable[[int, Tensor], Tensor]
-"""``(batch number, hidden states behind the last block) -> logits``."""
+"""``(batch number, hidden states behind the last block) -> scores of the next token``."""
 
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One block, and how it is called.
-
-    Attributes:
-        index, path: of the block. module: with its weights, in evaluation mode.
-        calls: of each batch, everything but the hidden states, by name.
-        stream: the name of the hidden states among them.
-    """
-
-    index: int
-    path: str
-    module: nn.Module
-    calls: Sequence[Mapping[str, Any]]
-    stream: str = "hidden_states"
-
-    def example(self, number: int, hidden: Tensor) -> Example:
-        """What the block is called with."""
-        return {self.stream: hidden, **self.calls[number]}
-
-    def __call__(self, number: int, hidden: Tensor, module: nn.Module | None = None) -> Tensor:
-        """Hidden states behind the block, or behind another in its place."""
-        with torch.no_grad():
-            return tensors_of((module or self.module)(**self.example(number, hidden)))[0]
+DENSE = "dense"
+"""The stream that nothing was changed in."""
 
 
 @dataclass(eq=False)
@@ -48,26 +25,66 @@ class Effects:
     """Streams that leave the dense one at one block each, and go on through dense blocks.
 
     Attributes:
+        batches: how many of the calibration batches they run on, from the first.
+        folder: where they are between two blocks, for a run that is killed, or None.
         streams: what was changed -> hidden states of each batch.
+
+    Memory: the hidden states of these batches, a stream. Time: half a pass over them, a stream.
     """
 
-    streams: dict[Any, list[Tensor]] = field(default_factory=dict)
+    batches: int
+    folder: Path | None = None
+    streams: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def step(self, stage: Stage, dense: Sequence[Tensor], changed: Iterable[tuple[Any, nn.Module | None]]) -> None:
+    def step(self, live: Live, changed: Iterable[tuple[str, nn.Module | None]]) -> None:
         """Take all streams through a block; ``changed`` begin here: another block in its place, or (None) no block."""
-        for hidden in self.streams.values():
-            for number, h in enumerate(hidden):
-                hidden[number] = stage(number, h)
-        for key, module in changed:
-            self.streams[key] = [h if module is None else stage(number, h, module) for number, h in enumerate(dense)]
+        if live.index == 0:
+            self.streams = {DENSE: [live.hidden[i] for i in range(self.batches)]}
+        elif not self.streams:
+            self._read(live.index)
+        dense = self.streams[DENSE]
+        new = {
+            key: [h if module is None else live.run(i, h, module) for i, h in enumerate(dense)]
+            for key, module in changed
+        }
+        for key, hidden in self.streams.items():
+            self.streams[key] = [live.run(i, h) for i, h in enumerate(hidden)]
+        self.streams |= new
+        self._write(live.index + 1)
 
-    def divergences(self, dense: Sequence[Tensor], logits: Logits) -> dict[Any, float]:
+    def divergences(self, logits: Logits) -> dict[str, float]:
         """Mean over tokens of ``KL(dense || changed)`` of the next token, in nats."""
-        total, rows = dict.fromkeys(self.streams, 0.0), 0
-        for number, hidden in enumerate(dense):
+        total, rows = dict.fromkeys(self.streams.keys() - {DENSE}, 0.0), 0
+        for number, hidden in enumerate(self.streams[DENSE]):
             right = F.log_softmax(logits(number, hidden).float(), -1)
             rows += right.shape[:-1].numel()
-            for key, streams in self.streams.items():
-                left = F.log_softmax(logits(number, streams[number]).float(), -1)
+            for key in total:
+                left = F.log_softmax(logits(number, self.streams[key][number]).float(), -1)
                 total[key] += float((right.exp() * (right - left)).sum().double())
         return {key: max(value, 0.0) / rows for key, value in total.items()}
+
+    def _write(self, block: int) -> None:
+        if self.folder is None:
+            return
+        flat = {f"{i}/{key}": h.contiguous() for key, hidden in self.streams.items() for i, h in enumerate(hidden)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f".{block:05}.part"
+        save_file(flat, part)
+        part.replace(self.folder / f"{block:05}.safetensors")
+        for old in self.folder.glob("*.safetensors"):
+            if int(old.stem) < block - 1:
+                old.unlink()
+
+    def _read(self, block: int) -> None:
+        assert self.folder is not None, "a stream that goes on needs the folder that it was kept in"
+        flat: Mapping[str, Tensor] = load_file(self.folder / f"{block:05}.safetensors")
+        for name in sorted(flat, key=lambda n: int(n.partition("/")[0])):
+            self.streams.setdefault(name.partition("/")[2], []).append(flat[name])
+
+
+def finish(effects: Effects, blocks: int, logits: Logits) -> dict[str, float]:
+    """`Effects.divergences` behind the last block, read back where the run was killed there."""
+    if not effects.streams:
+        effects._read(blocks)
+    with torch.no_grad():
+        return effects.divergences(logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,12 @@ class Ladder:
     Attributes:
         order: units, the one that stays longest first; n kept are the first n.
         errors: float64 (units + 1,): squared error of what the consumers put out, over the energy of that, with n kept.
+        scores: of the units.
     """
 
     order: Ints
     errors: Floats
+    scores: Floats
 
     def keep(self, count: int) -> np.ndarray:
         """Bool (units,), True keeps."""
@@ -70,7 +72,7 @@ def ladder(
         weight, second = matrix(named[name].detach().double(), dim), spread(m)
         energy += float(((weight @ (m.second / m.n)) * weight).sum())
         lost += nested_errors(weight, second, index[order], damping if refit else None)
-    return Ladder(order, lost / energy if energy > 0 else lost)
+    return Ladder(order, lost / energy if energy > 0 else lost, np.asarray(scores, float))
 
 
 def spread(moment: Moment) -> Tensor:
@@ -146,20 +148,5 @@ fluctuation = Criterion("flap", _fluctuation)
 """FLAP (arXiv:2312.11983): ``Var(x_j) ||W_:j||²`` of the inputs that a unit feeds, the mean over them.
 
 What never varies costs nothing: the bias takes over its mean. Scores are comparable between families once
-standardised, `standardised`.
+standardised, as `options.ranked` does.
 """
-
-
-def standardised(scores: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Each family's scores less their mean, over their standard deviation, as FLAP ranks all together."""
-    return {n: (v - v.mean()) / (v.std() if v.std() > 0 else 1.0) for n, v in scores.items()}
-
-
-def together(families: Sequence[Family], scores: Mapping[str, Floats], sizes: Mapping[str, int]) -> list[tuple[str, int]]:
-    """All units of all families, the first to go first: by score; ties by the order of the families.
-
-    Args:
-        sizes: parameters of a unit, by family: FLAP weighs nothing by them, the budget counts them.
-    """
-    rows = [(float(scores[f.name][u]), i, u) for i, f in enumerate(families) for u in range(f.units)]
-    return [(families[i].name, u) for _, i, u in sorted(rows)]

@@ -11,6 +11,7 @@ import numpy as np
 from secateur.choose.multiple_choice import solved
 from secateur.choose.pricing import Table
 from secateur.errors import BudgetError
+from secateur.llm.shrink.hollow import Meter
 from secateur.llm.shrink.units import Family
 from secateur.types import Floats, Ints
 
@@ -23,7 +24,7 @@ class Price:
         name: ``params``, ``macs``, ``kv``, ``prefill`` or ``decode``. unit: of it. dense: of the whole model.
         saved: family -> what is saved at each of its offered counts; 0 at the last.
         dropped: what is saved without each block, float64 (blocks,).
-        limit: what is asked.
+        limit: what is asked. meter: counts it on a cut model; None where it is a time.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Price:
     saved: Mapping[str, Floats]
     dropped: Floats
     limit: float
+    meter: Meter | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Menu:
     Attributes:
         blocks: how many. families: of them. counts: family -> offered counts, ascending, the last all units.
         errors: family -> error at each of these. drop: error without each block, (blocks,); inf keeps it.
+        scores: family -> float64 (units,); larger stays.
     """
 
     blocks: int
@@ -48,6 +51,7 @@ class Menu:
     counts: Mapping[str, Ints]
     errors: Mapping[str, Floats]
     drop: Floats
+    scores: Mapping[str, Floats]
 
     def of(self, block: int) -> list[Family]:
         """The families of a block."""
@@ -123,16 +127,22 @@ def uniform(menu: Menu, prices: Sequence[Price]) -> Choice:
     return _best(found, menu, prices)
 
 
-def ranked(menu: Menu, prices: Sequence[Price], order: Sequence[tuple[str, int]]) -> Choice:
-    """One ranking of all units, the first to go first: as few as meet the budgets, kept counts rounded up (FLAP).
+def ranked(menu: Menu, prices: Sequence[Price]) -> Choice:
+    """One ranking of all units by standardised scores, the lowest first: as few go as meet the budgets (FLAP).
 
-    Args:
-        order: (family, unit), as `ladder.together` ranks them. No block goes whole.
+    ``(s - mean) / std`` in each family (arXiv:2312.11983); kept counts are rounded up to those offered; no block goes
+    whole.
     """
+    rows = []
+    for i, f in enumerate(menu.families):
+        s = menu.scores[f.name]
+        standard = (s - s.mean()) / (s.std() if s.std() > 0 else 1.0)
+        rows += [(float(standard[u]), i, u) for u in range(f.units)]
+    order = [menu.families[i].name for _, i, _ in sorted(rows)]
 
     def after(gone: int) -> Choice:
         left = {f.name: f.units for f in menu.families}
-        for name, _ in order[:gone]:
+        for name in order[:gone]:
             left[name] -= 1
         kept = {n: int(menu.counts[n][np.searchsorted(menu.counts[n], max(c, menu.counts[n][0]))]) for n, c in left.items()}
         return Choice(kept, (), 0.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import DataError
 from secateur.llm.shrink.ladder import spread
 from secateur.score.calibrate import Moment, real
-from secateur.score.capture import Contraction, from_matrix, matrix
+from secateur.score.capture import from_matrix, matrix
 from secateur.score.obs import damped
 from secateur.solve.refit import observe
 from secateur.types import Example
@@ -22,7 +23,8 @@ class Kept:
     """A weight that loses inputs.
 
     Attributes:
-        in_dim: the axis that is summed over. columns: bool over it, True stays. bias: what goes with it, or None.
+        in_dim: the axis that is summed over. columns: bool over it, True stays. bias: what goes with it, or None:
+            told by how the weight is used.
     """
 
     in_dim: int
@@ -68,78 +70,80 @@ class _Sums:
     gram: Tensor
     cross: Tensor
     energy: float = 0.0
-    rows: int = 0
+
+
+Pairs: TypeAlias = Callable[[], Iterable[tuple[Example, Example]]]
+"""Examples of a block by batch: in the cut model, and in the dense one."""
 
 
 def refit_(
     small: nn.Module,
     dense: nn.Module,
-    mine: Sequence[Example],
-    theirs: Sequence[Example],
+    pairs: Pairs,
     kept: Mapping[str, Kept],
-    damping: float = 1e-2,
+    damping: float | None = 1e-2,
+    ridge: float = 1e-2,
     residual: float = 1.0,
 ) -> dict[str, tuple[float, float]]:
-    """Refit the consumers of one block, in the order of execution; returns (error before, after) by weight.
+    """Take columns out of a block's weights and refit them, in the order of execution; (error before, after) by weight.
 
-    ``min_W || Y - W x ||² + damping mean(diag H) || W - W_0 ||²`` over the columns that stay: ``x`` is what the cut
-    block is fed in the cut model, ``Y`` what the dense block makes in the dense model, ``W_0`` the weight as it is
-    (the optimal brain surgeon's, from dense inputs). Where the output is added to a residual stream, ``Y`` also makes
-    up for ``residual`` times what that stream has lost so far. A fit that would be worse is not taken.
+    ``min_W || Y - W x ||² + ridge mean(diag H) || W - W_0 ||²`` over the columns that stay: ``x`` is what the cut
+    block is fed in the cut model, ``Y`` what the dense block makes in the dense model, ``W_0`` what `make_up_` gives on
+    the dense inputs (or `centre_`, without damping). Where the output is added to a residual stream, ``Y`` also makes
+    up for ``residual`` times what that stream has lost so far. A fit that would be worse than ``W_0`` is not taken.
 
     Args:
-        small: the masked block, changed in place. dense: its original.
-        mine: examples of the block in the cut model; theirs: the same in the dense model.
-        kept: weights that lost inputs.
+        small: a copy of the dense block, changed in place. dense: the block.
+        pairs: called once a weight. kept: weights that lose inputs.
+
+    Time: a part of a pass of both blocks, and d³, a weight. Memory: d² doubles, twice.
     """
-    targets = [_targets(dense, example, kept, i) for i, example in enumerate(theirs)]
+    first = next(iter(pairs()))[1]
     report: dict[str, tuple[float, float]] = {}
-    for name in targets[0]:
-        sums, old = _gather(small, mine, [t[name] for t in targets], name, kept[name], residual)
-        report[name] = _solve_(small, sums, old, name, kept[name], damping)
+    for name, (use, _) in observe(dense, first, list(kept)).items():
+        k = replace(kept[name], bias=use.bias)
+        moment, sums = _gather(small, dense, pairs, name, k, residual)
+        if damping is None:
+            centre_(small, {name: k}, {name: moment})
+        else:
+            make_up_(small, {name: k}, {name: moment}, damping)
+        report[name] = _solve_(small, sums, name, k, ridge)
     return report
 
 
-_Target = tuple[Tensor, Tensor | None]
-"""What the dense weight puts out, and what that is added to."""
-
-
-def _targets(dense: nn.Module, example: Example, kept: Mapping[str, Kept], number: int) -> dict[str, _Target]:
-    return {
-        name: (real(c.outputs()), None if stream is None else real(c.outputs(stream)))
-        for name, (c, stream) in observe(dense, example, list(kept), number).items()
-    }
-
-
 def _gather(
-    small: nn.Module, mine: Sequence[Example], targets: Sequence[_Target], name: str, kept: Kept, residual: float
-) -> tuple[_Sums, Tensor]:
-    named = dict(small.named_parameters())
-    w = matrix(named[name].detach().double(), kept.in_dim)
-    s = kept.columns.to(w.device)
-    old = w[:, s] if kept.bias is None else torch.cat([w[:, s], named[kept.bias].detach().double()[:, None]], 1)
-    sums = _Sums(old.new_zeros(old.shape[1], old.shape[1]), torch.zeros_like(old))
-    for number, (example, (output, stream)) in enumerate(zip(mine, targets, strict=True)):
-        seen: tuple[Contraction, Tensor | None] = observe(small, example, [name], number)[name]
-        c, own = seen
-        x, y = real(c.rows())[:, s], output
+    small: nn.Module, dense: nn.Module, pairs: Pairs, name: str, kept: Kept, residual: float
+) -> tuple[Moment, _Sums]:
+    """Moments of the dense inputs, and sums over the inputs in the cut model."""
+    weight, s = dict(small.named_parameters())[name], kept.columns.to(next(small.parameters()).device)
+    outputs, inner = weight.shape[1 - kept.in_dim], int(s.sum()) + (kept.bias is not None)
+    zeros = torch.zeros(len(s), len(s), dtype=torch.float64, device=weight.device)
+    moment = Moment(zeros, zeros[0].clone(), 0, kept.in_dim, 1, kept.bias)
+    sums = _Sums(zeros.new_zeros(inner, inner), zeros.new_zeros(outputs, inner))
+    for number, (mine, theirs) in enumerate(pairs()):
+        target, stream = observe(dense, theirs, [name], number)[name]
+        c, own = observe(small, mine, [name], number)[name]
+        rows, x, y = real(target.rows()), real(c.rows())[:, s], real(target.outputs())
         if kept.bias is not None:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         if stream is not None:
             if own is None:
                 raise DataError(f"{name} feeds a residual stream in the dense block but not in the cut one")
-            y = y + residual * (stream - real(c.outputs(own)))
+            y = y + residual * (real(c.outputs(stream)) - real(c.outputs(own)))
+        moment.second += (rows.T @ rows).double()
+        moment.first += rows.double().sum(0)
+        moment.n += len(rows)
         sums.gram += (x.T @ x).double()
         sums.cross += (y.T @ x).double()
         sums.energy += float(y.double().square().sum())
-        sums.rows += len(x)
-    return sums, old
+    return moment, sums
 
 
-def _solve_(
-    small: nn.Module, sums: _Sums, old: Tensor, name: str, kept: Kept, damping: float
-) -> tuple[float, float]:
+def _solve_(small: nn.Module, sums: _Sums, name: str, kept: Kept, damping: float) -> tuple[float, float]:
     named = dict(small.named_parameters())
+    old = matrix(named[name].detach().double(), kept.in_dim)[:, kept.columns.to(sums.gram.device)]
+    if kept.bias is not None:
+        old = torch.cat([old, named[kept.bias].detach().double()[:, None]], 1)
     inner = old.shape[1] - (kept.bias is not None)
     ridge = damping * float(sums.gram.diagonal()[:inner].mean())
     penalty = torch.full((old.shape[1],), ridge + 1e-12, dtype=old.dtype, device=old.device)

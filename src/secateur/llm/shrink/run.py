@@ -1,0 +1,262 @@
+"""Shrink a language model in bounded memory: survey the dense blocks, choose, cut and refit, write a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.atomic import write_bytes
+from secateur.digest import digest_of
+from secateur.graph.surgery import apply
+from secateur.llm.shrink.cut import Cutter
+from secateur.llm.shrink.effect import Effects, finish
+from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
+from secateur.llm.shrink.ladder import Ladder, counts
+from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed
+from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
+from secateur.llm.shrink.result import change_of
+from secateur.llm.shrink.survey import Surveyor, ladder_of, probe
+from secateur.llm.shrink.tail import Tail
+from secateur.llm.source import Source
+from secateur.llm.stream import stream
+from secateur.llm.walk import Progress, Walk, batches_of
+from secateur.score.criteria import obs
+from secateur.types import Criterion, Floats, Ints, Plan, Target
+
+Asked: TypeAlias = Callable[[Anatomy, Mapping[str, Ints]], Price]
+"""``(anatomy, counts offered by family) -> the price and its limit``."""
+Allocate: TypeAlias = Callable[[Menu, Sequence[Price]], Choice]
+"""``(menu, budgets) -> what is kept``: `mixed`, `uniform` or `ranked`."""
+
+
+def of_params(fraction: float) -> Asked:
+    """At most this part of the parameters, shared ones counted once."""
+    return lambda a, offered: priced(a, offered, "params", "", params, lambda dense: fraction * dense)
+
+
+def of_macs(fraction: float, tokens: int = 512) -> Asked:
+    """At most this part of the multiply-accumulates of a prompt of so many tokens."""
+    return lambda a, offered: priced(a, offered, "macs", "MAC", macs(tokens), lambda dense: fraction * dense)
+
+
+def of_kv(fraction: float, tokens: int = 1024) -> Asked:
+    """At most this part of the bytes of keys and values kept of so many tokens, in float32."""
+    return lambda a, offered: priced(a, offered, "kv", "B", kv_cache(tokens), lambda dense: fraction * dense)
+
+
+def of_prefill(fraction: float, target: Target, tokens: int = 512) -> Asked:
+    """At most this part of the time that a prompt of so many tokens takes on a target."""
+    return lambda a, offered: timed(a, offered, "prefill", tokens, target, lambda dense: fraction * dense)
+
+
+def of_decode(fraction: float, target: Target) -> Asked:
+    """At most this part of the time that one more token takes on a target."""
+    return lambda a, offered: timed(a, offered, "decode", 1, target, lambda dense: fraction * dense)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What was done.
+
+    Attributes:
+        folder: the result. plan: what was cut. choice: as it was made. prices: what was asked, with the dense values.
+        reached: by the price's name: as counted on the cut model, or predicted where it is a time.
+        rows: by block.
+    """
+
+    folder: Path
+    plan: Plan
+    choice: Choice
+    prices: Sequence[Price]
+    reached: Mapping[str, float]
+    rows: Sequence[Mapping[str, Any]]
+
+
+def llm_shrink(
+    model: str | Path | nn.Module,
+    tokens: Tensor | Sequence[Tensor],
+    budgets: Sequence[Asked],
+    out: str | Path,
+    *,
+    criterion: Criterion = obs,
+    kinds: Sequence[str] = ("head", "neuron"),
+    layers: bool = True,
+    allocate: Allocate = mixed,
+    multiples: Mapping[str, int] | None = None,
+    damping: float | None = 1e-2,
+    ridge: float | None = 1e-2,
+    residual: float = 1.0,
+    level: float = 0.25,
+    probes: int = 1,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> Shrunk:
+    """Cut KV groups, neurons and whole blocks out of a language model until it meets its budgets, without training.
+
+    Two passes over the calibration text, a block in memory at a time. The first, dense, ranks the units of every block
+    and measures what a cut in it costs the predictions: ``KL(dense || cut)`` of the next token, each block alone. What
+    goes where is the least sum of these under all budgets. The second cuts: what stays is refitted by least squares
+    against the dense block's outputs, on the inputs that it has in the model cut so far (ZipLM, arXiv:2302.04089;
+    order of removal from dense inputs, target dense, inputs pruned, a ridge towards the solution on dense inputs).
+
+    Args:
+        model: a folder, a GGUF file or a module. tokens: int64 (samples, window) of the calibration text.
+        budgets: such as ``[of_params(0.75), of_kv(0.5)]``; all hold.
+        out: a folder, new or of the same call unfinished.
+        criterion: ranks units within their family. kinds: of groups that are cut. layers: whether blocks may go whole.
+        allocate: `mixed`, or `uniform` where plain ``from_pretrained`` is to load the result, or `ranked` (FLAP).
+        multiples: kind -> kept counts are multiples of it; by default 8 for neurons.
+        damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
+        ridge: of the refit in the cut model; None leaves it out. residual: how much of what the stream has lost so far
+            it makes up for.
+        level: part of a family that is cut to measure its effect. probes: batches that effects are measured on.
+        batch: samples at once. device, dtype: to compute in.
+        progress: hears ``(done, of how many, words)``. force: replace what is in the folder.
+
+    Raises:
+        BudgetError: the budgets cannot be met. DataError: bad tokens. TraceError: no blocks are found.
+
+    Memory: one block and its moments, the hidden states of the tokens, and those of ``probes`` batches once for every
+        cut that is measured. Time: three passes, and half a pass over the probes for each of these cuts.
+    """
+    source = Source.open(model)
+    anatomy = Anatomy.of(source, kinds)
+    steps = {"neuron": 8, **(multiples or {})}
+    offered = {f.name: _offered(f.units, steps.get(f.kind, 1), f.group.multiple, f.group.least) for f in anatomy.families}
+    prices = [asked(anatomy, offered) for asked in budgets]
+    survey = Path(out).with_name(f".{Path(out).name}.survey")
+    settings = [criterion.name, list(kinds), layers, damping, level, probes, str(dtype)]
+    rows, effects = surveyed(
+        anatomy, batches_of(tokens, batch), survey, settings, criterion, damping, level, probes, layers, device, dtype,
+        progress,
+    )
+    menu, ladders = menu_of(anatomy, offered, rows, effects, level)
+    choice = allocate(menu, prices)
+    keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
+    plan = anatomy.cut(keep, choice.dropped, {"criterion": criterion.name, "allocation": allocate.__name__})
+    small = apply(plan, anatomy.skeleton)
+    whole = {f.name: keep.get(f.name, np.ones(f.units, bool)) for f in anatomy.families}
+    cutter = Cutter(anatomy.families, whole, plan, small, damping, ridge, residual)
+    reached = _reached(menu, choice, prices, small)
+    told = _told(choice, prices, reached, settings, ridge, residual)
+    done = stream(
+        source, tokens, cutter, out, batch=batch, device=device, dtype=dtype, dense=True, signature=told,
+        rebuild=cutter.rebuild, change=lambda rows: change_of(small, plan, {**told, "blocks": list(rows)}, source.config),
+        progress=progress, force=force,
+    )  # fmt: skip
+    shutil.rmtree(survey, ignore_errors=True)
+    return Shrunk(done.folder, plan, choice, prices, reached, done.rows)
+
+
+def _offered(units: int, multiple: int, kernel: int, least: int) -> Ints:
+    return counts(units, int(np.lcm(multiple if units > multiple else 1, kernel)), max(least, 1))
+
+
+def surveyed(
+    anatomy: Anatomy,
+    batches: Sequence[Tensor],
+    folder: Path,
+    settings: Sequence[Any],
+    criterion: Criterion,
+    damping: float | None,
+    level: float,
+    probes: int,
+    layers: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: Progress | None,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The dense pass: a row a block, and the divergence by ``block/family`` and ``block/drop``.
+
+    What is done lies in ``folder``; the same call goes on from it.
+    """
+    key = {"model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches))}
+    _claim(folder, {**key, "settings": list(settings)})
+    effects = Effects(min(probes, len(batches)), folder / "effects")
+    surveyor = Surveyor(anatomy.families, criterion, None, damping or 0.0, damping is not None, effects, level, layers)
+    walk = Walk.begin(anatomy.source, batches, device=device, dtype=dtype, folder=folder / "hidden")
+    rows = []
+    for index in range(len(walk)):
+        file = folder / f"{index:05}.json"
+        if progress is not None:
+            progress(index, len(walk), f"survey of {walk.paths[index]}")
+        if index >= walk.hidden.block or not file.exists():
+            live = walk.live(index)
+            write_bytes(file, json.dumps(surveyor(live)).encode())
+            if index < len(walk) - 1:
+                walk.pass_on(live, dict(live.module.state_dict()))
+        rows.append(json.loads(file.read_text(encoding="utf-8")))
+    found = folder / "effects.json"
+    if not found.exists():
+        tail = Tail(anatomy.source, anatomy.paths, dtype, device)
+        measured = finish(effects, len(walk), lambda i, hidden: tail(batches[i].to(device), hidden))
+        write_bytes(found, json.dumps(measured).encode())
+    return rows, json.loads(found.read_text(encoding="utf-8"))
+
+
+def _claim(folder: Path, key: Mapping[str, Any]) -> None:
+    """An empty folder, or what the same survey left in it."""
+    header, told = folder / "survey.json", json.dumps(key, sort_keys=True)
+    if not header.is_file() or header.read_text(encoding="utf-8") != told:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_bytes(header, told.encode())
+
+
+def menu_of(
+    anatomy: Anatomy,
+    offered: Mapping[str, Ints],
+    rows: Sequence[Mapping[str, Any]],
+    effects: Mapping[str, float],
+    level: float,
+) -> tuple[Menu, dict[str, Ladder]]:
+    """What may be chosen, each error in nats: a family's ladder, scaled to what was measured at one of its counts."""
+    ladders = {name: ladder_of(row) for r in rows for name, row in r["ladders"].items()}
+    errors: dict[str, Floats] = {}
+    for f in anatomy.families:
+        steps = ladders[f.name].errors
+        at, seen = steps[probe(f.units, level)], effects.get(f"{f.block}/{f.name}")
+        errors[f.name] = steps[offered[f.name]] * (1.0 if seen is None else seen / at if at > 0 else 0.0)
+    can = droppable(anatomy)
+    drop = [effects.get(f"{b}/drop", np.inf) if can[b] else np.inf for b in range(len(anatomy.paths))]
+    scores = {n: x.scores for n, x in ladders.items()}
+    return Menu(len(anatomy.paths), anatomy.families, offered, errors, np.array(drop), scores), ladders
+
+
+def _reached(menu: Menu, choice: Choice, prices: Sequence[Price], small: nn.Module) -> dict[str, float]:
+    """Counted on the cut model; a time as predicted."""
+    empty = hollow(small)
+    return {p.name: cost_of(choice, menu, p) if p.meter is None else p.meter(empty) for p in prices}
+
+
+def _told(
+    choice: Choice,
+    prices: Sequence[Price],
+    reached: Mapping[str, float],
+    settings: Sequence[Any],
+    ridge: float | None,
+    residual: float,
+) -> dict[str, Any]:
+    budgets = {
+        p.name: {"unit": p.unit, "dense": p.dense, "asked": p.limit, "achieved": reached[p.name]} for p in prices
+    }
+    return {
+        "budgets": budgets,
+        "kept": dict(choice.kept),
+        "dropped": list(choice.dropped),
+        "predicted_divergence": choice.error,
+        "settings": list(settings),
+        "ridge": ridge,
+        "residual": residual,
+    }
