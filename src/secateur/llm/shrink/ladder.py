@@ -52,7 +52,7 @@ def ladder(
     Args:
         block: the dense block. moments: second moments of the inputs of its weights, names as in the block.
         criterion: ranks the units: ``sc.obs``, `fluctuation`, ``sc.magnitude``...; larger scores stay.
-        stats: what it needs; None: ``moments``.
+        stats: what it needs of the whole model, by its names; None: ``moments``.
         damping: of the least squares, relative to the mean of the inputs' second moment.
         refit: whether the units that stay make up for those that go by least squares, or by their means alone.
 
@@ -61,7 +61,10 @@ def ladder(
     """
     if criterion.score is None:
         raise CoupleError(f"criterion {criterion.name} does not score units: use sc.obs or sc.magnitude")
-    scores = criterion.score(block, family.local, moments if stats is None else stats)
+    if stats is None:
+        scores = criterion.score(block, family.local, moments)
+    else:
+        scores = criterion.score(block, family.group, stats)  # of the whole model, by its names
     order = np.argsort(-scores, kind="stable")
     named = dict(block.named_parameters())
     lost, energy = np.zeros(family.units + 1), 0.0

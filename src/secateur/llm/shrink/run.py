@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
 from secateur.llm.shrink.result import change_of
 from secateur.llm.shrink.survey import Surveyor, ladder_of, probe
 from secateur.llm.shrink.tail import Tail
+from secateur.llm.shrink.units import Family
 from secateur.llm.source import Source
 from secateur.llm.stream import stream
 from secateur.llm.walk import Progress, Walk, batches_of
@@ -80,22 +81,64 @@ class Shrunk:
     rows: Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Shrinking:
+    """How a language model is shrunk.
+
+    Attributes:
+        criterion: ranks units within their family: ``sc.obs``, `fluctuation` (FLAP), ``sc.magnitude``, ``sc.taylor``.
+        stats: what a criterion of the whole model needs, such as ``sc.calibrate(model, batches, sc.taylor)``; else None.
+        kinds: of groups that are cut. layers: whether blocks may go whole.
+        allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP).
+        multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
+        damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
+        ridge: of the refit in the cut model, towards the former; None leaves it out.
+        residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
+        level: part of a family that is cut to measure its effect. probes: batches that effects are measured on.
+    """
+
+    criterion: Criterion = obs
+    stats: Any = None
+    kinds: Sequence[str] = ("head", "neuron")
+    layers: bool = True
+    allocate: Allocate = mixed
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    damping: float | None = 1e-2
+    ridge: float | None = 1e-2
+    residual: float = 1.0
+    level: float = 0.25
+    probes: int = 1
+
+    def survey(self) -> dict[str, Any]:
+        """What the dense pass depends on."""
+        kinds = [*self.kinds, *(["layer"] if self.layers else [])]
+        return {
+            "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "level": self.level,
+            "probes": self.probes,
+        }  # fmt: skip
+
+    def told(self) -> dict[str, Any]:
+        """As it stands in files."""
+        how = {"allocation": self.allocate.__name__, "multiples": dict(self.multiples)}
+        return {**self.survey(), **how, "ridge": self.ridge, "residual": self.residual}
+
+    def offered(self, families: Sequence[Family]) -> dict[str, Ints]:
+        """Kept counts to choose from, by family."""
+        found = {}
+        for f in families:
+            step = {"neuron": 8, **self.multiples}.get(f.kind, 1)
+            step = int(np.lcm(step if f.units > step else 1, f.group.multiple))
+            found[f.name] = counts(f.units, step, max(f.group.least, 1))
+        return found
+
+
 def llm_shrink(
-    model: str | Path | nn.Module,
+    model: str | Path | nn.Module | Source,
     tokens: Tensor | Sequence[Tensor],
     budgets: Sequence[Asked],
     out: str | Path,
+    how: Shrinking | None = None,
     *,
-    criterion: Criterion = obs,
-    kinds: Sequence[str] = ("head", "neuron"),
-    layers: bool = True,
-    allocate: Allocate = mixed,
-    multiples: Mapping[str, int] | None = None,
-    damping: float | None = 1e-2,
-    ridge: float | None = 1e-2,
-    residual: float = 1.0,
-    level: float = 0.25,
-    probes: int = 1,
     batch: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -111,87 +154,72 @@ def llm_shrink(
     order of removal from dense inputs, target dense, inputs pruned, a ridge towards the solution on dense inputs).
 
     Args:
-        model: a folder, a GGUF file or a module. tokens: int64 (samples, window) of the calibration text.
+        model: a folder, a GGUF file, a module or a `Source`. tokens: int64 (samples, window) of the calibration text.
         budgets: such as ``[of_params(0.75), of_kv(0.5)]``; all hold.
-        out: a folder, new or of the same call unfinished.
-        criterion: ranks units within their family. kinds: of groups that are cut. layers: whether blocks may go whole.
-        allocate: `mixed`, or `uniform` where plain ``from_pretrained`` is to load the result, or `ranked` (FLAP).
-        multiples: kind -> kept counts are multiples of it; by default 8 for neurons.
-        damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
-        ridge: of the refit in the cut model; None leaves it out. residual: how much of what the stream has lost so far
-            it makes up for.
-        level: part of a family that is cut to measure its effect. probes: batches that effects are measured on.
+        out: a folder, new or of the same call unfinished: that goes on. The survey lies beside it until the end.
+        how: scores, what is cut, how it is allocated and refitted.
         batch: samples at once. device, dtype: to compute in.
         progress: hears ``(done, of how many, words)``. force: replace what is in the folder.
 
     Raises:
-        BudgetError: the budgets cannot be met. DataError: bad tokens. TraceError: no blocks are found.
+        BudgetError: the budgets cannot be met; names the closest. DataError: bad tokens. TraceError: no blocks.
 
-    Memory: one block and its moments, the hidden states of the tokens, and those of ``probes`` batches once for every
-        cut that is measured. Time: three passes, and half a pass over the probes for each of these cuts.
+    Memory: one block and its moments, twice; the hidden states of the tokens, dense and cut; and those of ``probes``
+        batches once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
+        each of these cuts.
     """
-    source = Source.open(model)
-    anatomy = Anatomy.of(source, kinds)
-    steps = {"neuron": 8, **(multiples or {})}
-    offered = {f.name: _offered(f.units, steps.get(f.kind, 1), f.group.multiple, f.group.least) for f in anatomy.families}
+    how = how or Shrinking()
+    source = model if isinstance(model, Source) else Source.open(model)
+    anatomy = Anatomy.of(source, how.kinds)
+    offered = how.offered(anatomy.families)
     prices = [asked(anatomy, offered) for asked in budgets]
-    survey = Path(out).with_name(f".{Path(out).name}.survey")
-    settings = [criterion.name, list(kinds), layers, damping, level, probes, str(dtype)]
-    rows, effects = surveyed(
-        anatomy, batches_of(tokens, batch), survey, settings, criterion, damping, level, probes, layers, device, dtype,
-        progress,
-    )
-    menu, ladders = menu_of(anatomy, offered, rows, effects, level)
-    choice = allocate(menu, prices)
+    folder = Path(out).with_name(f".{Path(out).name}.survey")
+    rows, effects = surveyed(anatomy, how, batches_of(tokens, batch), folder, device, dtype, progress)
+    menu, ladders = menu_of(anatomy, offered, rows, effects, how.level)
+    choice = how.allocate(menu, prices)
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
-    plan = anatomy.cut(keep, choice.dropped, {"criterion": criterion.name, "allocation": allocate.__name__})
+    plan = anatomy.cut(keep, choice.dropped, how.told())
     small = apply(plan, anatomy.skeleton)
     whole = {f.name: keep.get(f.name, np.ones(f.units, bool)) for f in anatomy.families}
-    cutter = Cutter(anatomy.families, whole, plan, small, damping, ridge, residual)
+    cutter = Cutter(anatomy.families, whole, plan, small, how.damping, how.ridge, how.residual)
     reached = _reached(menu, choice, prices, small)
-    told = _told(choice, prices, reached, settings, ridge, residual)
+    told = {**_told(choice, prices, reached), "how": how.told()}
     done = stream(
         source, tokens, cutter, out, batch=batch, device=device, dtype=dtype, dense=True, signature=told,
         rebuild=cutter.rebuild, change=lambda rows: change_of(small, plan, {**told, "blocks": list(rows)}, source.config),
         progress=progress, force=force,
     )  # fmt: skip
-    shutil.rmtree(survey, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return Shrunk(done.folder, plan, choice, prices, reached, done.rows)
-
-
-def _offered(units: int, multiple: int, kernel: int, least: int) -> Ints:
-    return counts(units, int(np.lcm(multiple if units > multiple else 1, kernel)), max(least, 1))
 
 
 def surveyed(
     anatomy: Anatomy,
+    how: Shrinking,
     batches: Sequence[Tensor],
     folder: Path,
-    settings: Sequence[Any],
-    criterion: Criterion,
-    damping: float | None,
-    level: float,
-    probes: int,
-    layers: bool,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    progress: Progress | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The dense pass: a row a block, and the divergence by ``block/family`` and ``block/drop``.
 
     What is done lies in ``folder``; the same call goes on from it.
     """
     key = {"model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches))}
-    _claim(folder, {**key, "settings": list(settings)})
-    effects = Effects(min(probes, len(batches)), folder / "effects")
-    surveyor = Surveyor(anatomy.families, criterion, None, damping or 0.0, damping is not None, effects, level, layers)
+    _claim(folder, {**key, **how.survey(), "dtype": str(dtype)})
+    effects = Effects(min(how.probes, len(batches)), folder / "effects")
+    surveyor = Surveyor(
+        anatomy.families, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.level,
+        how.layers,
+    )  # fmt: skip
     walk = Walk.begin(anatomy.source, batches, device=device, dtype=dtype, folder=folder / "hidden")
     rows = []
     for index in range(len(walk)):
         file = folder / f"{index:05}.json"
         if progress is not None:
             progress(index, len(walk), f"survey of {walk.paths[index]}")
-        if index >= walk.hidden.block or not file.exists():
+        if index >= walk.hidden.block:
             live = walk.live(index)
             write_bytes(file, json.dumps(surveyor(live)).encode())
             if index < len(walk) - 1:
@@ -200,7 +228,7 @@ def surveyed(
     found = folder / "effects.json"
     if not found.exists():
         tail = Tail(anatomy.source, anatomy.paths, dtype, device)
-        measured = finish(effects, len(walk), lambda i, hidden: tail(batches[i].to(device), hidden))
+        measured = finish(effects, len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden))
         write_bytes(found, json.dumps(measured).encode())
     return rows, json.loads(found.read_text(encoding="utf-8"))
 
@@ -240,23 +268,9 @@ def _reached(menu: Menu, choice: Choice, prices: Sequence[Price], small: nn.Modu
     return {p.name: cost_of(choice, menu, p) if p.meter is None else p.meter(empty) for p in prices}
 
 
-def _told(
-    choice: Choice,
-    prices: Sequence[Price],
-    reached: Mapping[str, float],
-    settings: Sequence[Any],
-    ridge: float | None,
-    residual: float,
-) -> dict[str, Any]:
+def _told(choice: Choice, prices: Sequence[Price], reached: Mapping[str, float]) -> dict[str, Any]:
     budgets = {
         p.name: {"unit": p.unit, "dense": p.dense, "asked": p.limit, "achieved": reached[p.name]} for p in prices
     }
-    return {
-        "budgets": budgets,
-        "kept": dict(choice.kept),
-        "dropped": list(choice.dropped),
-        "predicted_divergence": choice.error,
-        "settings": list(settings),
-        "ridge": ridge,
-        "residual": residual,
-    }
+    kept, dropped = dict(choice.kept), list(choice.dropped)
+    return {"budgets": budgets, "kept": kept, "dropped": dropped, "predicted_divergence": choice.error}

@@ -48,6 +48,9 @@ class Family:
 def families(groups: Iterable[Group], paths: Sequence[str], kinds: Collection[str]) -> list[Family]:
     """The groups of some kinds that lie within one block each and feed a weight there, in the order of the blocks.
 
+    Of groups that cut the same axis of a tensor (KV groups with their query heads, and query heads alone) the first
+    stands: costs and errors are then sums over families.
+
     Example:
         >>> import torch, secateur as sc, transformers
         >>> config = transformers.LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
@@ -57,13 +60,15 @@ def families(groups: Iterable[Group], paths: Sequence[str], kinds: Collection[st
         >>> [(f.block, f.kind, f.units) for f in families(groups, ["model.layers.0", "model.layers.1"], ["head"])]
         [(0, 'head', 2), (1, 'head', 2)]
     """
-    found = []
+    found, taken = [], set[tuple[str, int]]()
     for group in groups:
         if group.kind not in kinds or not any(s.role == "in" for s in group.slices):
             continue
         homes = {_home(s.name, paths) for s in group.slices}
         home = next(iter(homes))
-        if len(homes) == 1 and home is not None:
+        axes = {(s.name, s.dim) for s in group.slices}
+        if len(homes) == 1 and home is not None and not axes & taken:
+            taken |= axes
             prefix = f"{paths[home]}."
             local = tuple(replace(s, name=s.name.removeprefix(prefix)) for s in group.slices)
             found.append(Family(home, paths[home], group, replace(group, slices=local)))
