@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.cli_common import Force, Json, Seed, print_json, say
-from secateur.cli_llm import Calibration, Device, LlmModel, Memory, Samples, Window, block_progress, calibration_tokens, opened
+from secateur.cli_llm import (
+    Calibration,
+    Device,
+    LlmModel,
+    Memory,
+    Samples,
+    Window,
+    block_progress,
+    calibration_tokens,
+    opened,
+)
 from secateur.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -43,6 +53,7 @@ def shrink(
     as_json: Json = False,
 ) -> None:
     """Cut a language model down to a budget, without training: fewer KV groups, neurons and layers in its blocks."""
+    from secateur.llm.memory import bytes_in
     from secateur.llm.shrink.run import llm_shrink
 
     source = opened(model)
@@ -50,7 +61,8 @@ def shrink(
     how = shrinking(score, kinds, uniform, multiple, residual, model, tokens)
     asked = [budget_of(text, window) for text in budget]
     with block_progress() as told:
-        done = llm_shrink(source, tokens, asked, out, how, device=device, progress=told, force=force)
+        limit = None if memory is None else bytes_in(memory)
+        done = llm_shrink(source, tokens, asked, out, how, device=device, memory=limit, progress=told, force=force)
     if as_json:
         print_json(report_of(done))
         return
@@ -153,5 +165,7 @@ def table_of(done: Shrunk) -> Table:
     for row in done.rows:
         kept = ", ".join(f"{name.rpartition(':')[2]} {n}" for name, n in row["kept"].items())
         error = max((after for _, after in row.get("errors", {}).values()), default=None)
-        table.add_row(row["path"], "", "dropped" if row["dropped"] else kept, "" if error is None else f"error {error:.4f}")
+        table.add_row(
+            row["path"], "", "dropped" if row["dropped"] else kept, "" if error is None else f"error {error:.4f}"
+        )
     return table

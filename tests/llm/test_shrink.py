@@ -91,7 +91,10 @@ def small_menu(seed: int, blocks: int = 3) -> tuple[Menu, list[Price]]:
     """Random errors and savings; families only by name, kind and block."""
     rng = np.random.default_rng(seed)
     anatomy = Anatomy.of(Source.open(llama(num_hidden_layers=blocks)), KINDS)
-    offered = {f.name: np.arange(1, (2 if f.kind == "head" else 4) + 1) * (f.units // (2 if f.kind == "head" else 4)) for f in anatomy.families}
+    offered = {
+        f.name: np.arange(1, (2 if f.kind == "head" else 4) + 1) * (f.units // (2 if f.kind == "head" else 4))
+        for f in anatomy.families
+    }
     errors = {f.name: np.sort(rng.random(len(offered[f.name])))[::-1] for f in anatomy.families}
     for e in errors.values():
         e[-1] = 0
@@ -161,16 +164,20 @@ def test_a_uniform_plan_loads_by_from_pretrained(name: str, tmp_path: Path) -> N
     assert torch.equal(logits(loaded), logits(expected))
 
 
+def keeps(seen: list[torch.Tensor]) -> Callable[..., None]:
+    return lambda module, args, output: seen.append(output)
+
+
 def test_flap_keeps_the_expected_output(tmp_path: Path) -> None:
     """On the calibration tokens the mean output of a cut weight with a bias is what it was."""
     model = gpt2(n_layer=1)
     how = Shrinking(fluctuation, kinds=("neuron",), layers=False, allocate=ranked, damping=None, ridge=None)
     done = llm_shrink(model, texts(), [of_params(0.8)], tmp_path / "o", how, batch=8)
-    small = sc.load(done.folder)
+    small = tf.AutoModelForCausalLM.from_pretrained(done.folder).eval()
     means = []
     for net in (model, small):
         seen: list[torch.Tensor] = []
-        handle = net.transformer.h[0].mlp.register_forward_hook(lambda m, a, out: seen.append(out))  # type: ignore[union-attr, operator]
+        handle = net.transformer.h[0].mlp.register_forward_hook(keeps(seen))  # type: ignore[union-attr, operator]
         with torch.no_grad():
             net(input_ids=texts(), use_cache=False)
         handle.remove()

@@ -14,7 +14,9 @@ from secateur.score.calibrate import moments
 from secateur.score.obs import damped
 
 
-def weight_and_inputs(outputs: int = 5, d: int = 12, rows: int = 40, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_and_inputs(
+    outputs: int = 5, d: int = 12, rows: int = 40, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     mix = torch.randn(d, d, generator=g).double()
     return torch.randn(outputs, d, generator=g).double(), torch.randn(rows, d, generator=g).double() @ mix
@@ -76,7 +78,7 @@ def block_of(model: torch.nn.Module, path: str, kinds: tuple[str, ...]) -> tuple
 
 
 def test_a_kv_group_goes_with_its_query_heads() -> None:
-    block, found, _ = block_of(llama(), "model.layers.0", ("head",))
+    _, found, _ = block_of(llama(), "model.layers.0", ("head",))
     (family,) = found
     assert family.units == 2
     keep = np.array([True, False])
@@ -100,10 +102,14 @@ def test_ladders_start_at_nothing_lost_and_never_fall() -> None:
     block, found, seen = block_of(llama(), "model.layers.1", ("head", "neuron"))
     for family in found:
         made = ladder(block, family, seen, sc.obs)
-        assert made.errors[-1] == 0 and (np.diff(made.errors) <= 1e-12).all() and made.errors[0] <= 1.1  # the damping adds to it
-        assert made.keep(1).sum() == 1 and made.keep(1)[made.order[0]]
+        assert made.errors[-1] == 0
+        assert made.errors[0] <= 1.1  # the damping adds to it
+        assert (np.diff(made.errors) <= 1e-12).all()
+        assert made.keep(1).sum() == 1
+        assert made.keep(1)[made.order[0]]
 
 
 def test_offered_counts_are_multiples_and_all() -> None:
-    assert counts(1536, 8).tolist()[:2] == [48, 96] and counts(1536, 8)[-1] == 1536
+    assert counts(1536, 8).tolist()[:2] == [48, 96]
+    assert counts(1536, 8)[-1] == 1536
     assert counts(9, 1).tolist() == list(range(1, 10))

@@ -52,7 +52,9 @@ class Cutter:
         live.module = self.rebuild(live.module, {"path": live.path}, dict(live.module.state_dict()))
         return told
 
-    def rebuild(self, module: nn.Module, row: Mapping[str, Any], state: Mapping[str, Tensor] | None = None) -> nn.Module:
+    def rebuild(
+        self, module: nn.Module, row: Mapping[str, Any], state: Mapping[str, Tensor] | None = None
+    ) -> nn.Module:
         """The block as it is when cut, its tensors from those of the whole block, or without values."""
         path = renamed(row["path"], self.plan.layers)
         if path is None:

@@ -63,7 +63,7 @@ def kv_cache(tokens: int) -> Meter:
 
     def kv_cache(model: nn.Module) -> float:
         with torch.no_grad():
-            output = model(**tokens_of(2), use_cache=True)
+            output = model(input_ids=prompt(2), use_cache=True)
         kept = cache_tensors(getattr(output, "past_key_values", None))
         return float(sum(t.numel() * t.element_size() for t in kept)) * tokens / 2
 
@@ -78,6 +78,11 @@ def cache_tensors(cache: Any) -> list[Tensor]:
     return [t for layer in layers for t in (layer.keys, layer.values)]
 
 
+def prompt(count: int) -> Tensor:
+    """One row of tokens that any vocabulary has, int64 (1, count)."""
+    return torch.arange(1, count + 1)[None] % 32 + 1
+
+
 def tokens_of(count: int) -> Example:
     """An example of a language model: one row of tokens."""
-    return {"input_ids": torch.arange(1, count + 1)[None] % 32 + 1}
+    return {"input_ids": prompt(count)}

@@ -144,7 +144,9 @@ def ranked(menu: Menu, prices: Sequence[Price]) -> Choice:
         left = {f.name: f.units for f in menu.families}
         for name in order[:gone]:
             left[name] -= 1
-        kept = {n: int(menu.counts[n][np.searchsorted(menu.counts[n], max(c, menu.counts[n][0]))]) for n, c in left.items()}
+        kept = {
+            n: int(menu.counts[n][np.searchsorted(menu.counts[n], max(c, menu.counts[n][0]))]) for n, c in left.items()
+        }
         return Choice(kept, (), 0.0)
 
     low, high = 0, len(order)

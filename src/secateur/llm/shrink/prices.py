@@ -1,7 +1,8 @@
-"""What units and blocks weigh, compute, keep in the cache and take: told by cutting one of each kind off a hollow model."""
+"""What units and blocks weigh, compute, cache and take: told by cutting one of each sort off a hollow model."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ from secateur.graph.record import trace
 from secateur.graph.surgery import apply
 from secateur.llm.blocks import blocks_of
 from secateur.llm.recording import Recorder
-from secateur.llm.shrink.hollow import Meter, hollow, tokens_of
+from secateur.llm.shrink.hollow import Meter, hollow, prompt, tokens_of
 from secateur.llm.shrink.options import Price
 from secateur.llm.shrink.survey import example_of
-from secateur.llm.shrink.tail import Bound, Tail
+from secateur.llm.shrink.tail import Tail
 from secateur.llm.shrink.units import Family, families
 from secateur.llm.source import Source
 from secateur.targets.measure import measure
@@ -56,7 +57,9 @@ class Anatomy:
         groups = couple(trace(empty, tokens_of(window)))
         return cls(source, skeleton, empty, paths, groups, families(groups, paths, kinds))
 
-    def cut(self, keep: Mapping[str, Bools], dropped: Sequence[int] = (), made: Mapping[str, Any] | None = None) -> Plan:
+    def cut(
+        self, keep: Mapping[str, Bools], dropped: Sequence[int] = (), made: Mapping[str, Any] | None = None
+    ) -> Plan:
         """The plan of a choice of units and blocks.
 
         Raises:
@@ -137,13 +140,14 @@ def timed(
 
     At ``points`` counts of each sort of family, the others whole, in one run in turns; between them a straight line.
     ``tokens=1`` stands for a step of decoding, whose time is that of reading the weights; what it reads of the cache
-    is not in it. Blocks are timed by themselves, so what a target would fuse across them is not either.
+    is not in it. Blocks are timed by themselves, so what a target would fuse across them is not either. What lies outside of the
+    blocks is timed in eager PyTorch: no choice changes it.
 
     Memory: as many blocks as there are points.
     """
     calls, hidden = _calls(anatomy, tokens)
     tail = Tail(anatomy.source, anatomy.paths)
-    last = measure([target.build(Bound(tail, tokens_of(tokens)["input_ids"]), hidden, 1)], repeats=repeats)[0].seconds  # type: ignore[index, call-overload]
+    last = _median(lambda: tail(prompt(tokens), hidden), repeats)
     sorts: dict[str, int] = {anatomy.signature(b): b for b in reversed(range(len(anatomy.paths)))}
     whole: dict[str, float] = {}
     lines: dict[str, tuple[Ints, Floats]] = {}
@@ -151,28 +155,37 @@ def timed(
         mine = {anatomy.kind_of(f): f for f in anatomy.families if f.block == b}
         tried = {kind: _some(counts[f.name], points) for kind, f in mine.items()}
         blocks = [_random(anatomy, b, {})]
-        blocks += [_random(anatomy, b, {f.name: np.arange(f.units) < n}) for k, f in mine.items() for n in tried[k][:-1]]
+        blocks += [
+            _random(anatomy, b, {f.name: np.arange(f.units) < n}) for k, f in mine.items() for n in tried[k][:-1]
+        ]
         built = [target.build(block, example_of(block, calls[b], hidden), 1) for block in blocks]
         seconds = [float(np.median(m.seconds)) for m in measure(built, repeats=repeats)]
         whole[sort], at = seconds[0], 1
         for kind, chosen in tried.items():
             own = [*seconds[at : at + len(chosen) - 1], seconds[0]]
             lines[kind], at = (chosen, np.array(own)), at + len(chosen) - 1
-    saved = {}
+    saved: dict[str, Floats] = {}
     for f in anatomy.families:
-        chosen, own = lines[anatomy.kind_of(f)]
-        saved[f.name] = own[-1] - np.interp(counts[f.name], chosen, own)
+        at_counts, line = lines[anatomy.kind_of(f)]
+        saved[f.name] = line[-1] - np.interp(counts[f.name], at_counts, line)
     dropped = np.array([whole[anatomy.signature(b)] for b in range(len(anatomy.paths))])
-    dense = float(np.median(last)) + float(dropped.sum())
+    dense = last + float(dropped.sum())
     return Price(name, "s", dense, saved, dropped, limit(dense))
 
 
 def _calls(anatomy: Anatomy, tokens: int) -> Any:
-    recorder = Recorder(
-        anatomy.source, anatomy.source.skeleton(), anatomy.paths, torch.float32, torch.device("cpu")
-    )
-    hidden, calls = recorder.batch(tokens_of(tokens)["input_ids"])  # type: ignore[index, call-overload]
+    recorder = Recorder(anatomy.source, anatomy.source.skeleton(), anatomy.paths, torch.float32, torch.device("cpu"))
+    hidden, calls = recorder.batch(prompt(tokens))
     return calls, hidden
+
+
+def _median(run: Callable[[], Any], repeats: int) -> float:
+    taken = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[2:]))
 
 
 def _some(counts: Ints, points: int) -> Ints:

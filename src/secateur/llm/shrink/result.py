@@ -1,4 +1,4 @@
-"""The folder of a shrunk model: for plain ``from_pretrained`` where a configuration says the cut, else for `sc.load`."""
+"""The folder of a shrunk model: for ``from_pretrained`` where a configuration says the cut, else for `sc.load`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def configuration(small: nn.Module, plan: Plan) -> Any | None:
         for config in configurations(small, plan):
             built = _built(small, config)
             found = tensors_of(run(hollow(built), example))[0]
-            if found.shape == expected.shape and float((found - expected).abs().max() / expected.abs().max()) < ROUNDING:
+            if (
+                found.shape == expected.shape
+                and float((found - expected).abs().max() / expected.abs().max()) < ROUNDING
+            ):
                 return config
     return None
 
@@ -87,7 +90,7 @@ def alike(plan: Plan, small: nn.Module) -> bool:
 
 
 def _write_plan(folder: Path, small: nn.Module, plan: Plan) -> None:
-    """``plan.json`` and ``plan.safetensors``, as `sc.save` writes them: `sc.load` builds the dense class and cuts it."""
+    """``plan.json`` and ``plan.safetensors``, as `sc.save` writes them, for `sc.load`."""
     tied: dict[int, str] = {}
     shared: dict[str, str] = {}
     for name, p in small.named_parameters(remove_duplicate=False):

@@ -27,10 +27,13 @@ from secateur.llm.shrink.survey import Surveyor, ladder_of, probe
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.shrink.units import Family
 from secateur.llm.source import Source
-from secateur.llm.stream import stream
+from secateur.llm.stream import Change, stream
 from secateur.llm.walk import Progress, Walk, batches_of
 from secateur.score.criteria import obs
 from secateur.types import Criterion, Floats, Ints, Plan, Target
+
+MOMENTS = 4
+"""Second moments that are held at once of an input, in float32: dense and cut ones in float64."""
 
 Asked: TypeAlias = Callable[[Anatomy, Mapping[str, Ints]], Price]
 """``(anatomy, counts offered by family) -> the price and its limit``."""
@@ -87,7 +90,7 @@ class Shrinking:
 
     Attributes:
         criterion: ranks units within their family: ``sc.obs``, `fluctuation` (FLAP), ``sc.magnitude``, ``sc.taylor``.
-        stats: what a criterion of the whole model needs, such as ``sc.calibrate(model, batches, sc.taylor)``; else None.
+        stats: what a criterion of the whole model needs: ``sc.calibrate(model, batches, sc.taylor)``; else None.
         kinds: of groups that are cut. layers: whether blocks may go whole.
         allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP).
         multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
@@ -142,6 +145,7 @@ def llm_shrink(
     batch: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    memory: float | None = None,
     progress: Progress | None = None,
     force: bool = False,
 ) -> Shrunk:
@@ -159,6 +163,7 @@ def llm_shrink(
         out: a folder, new or of the same call unfinished: that goes on. The survey lies beside it until the end.
         how: scores, what is cut, how it is allocated and refitted.
         batch: samples at once. device, dtype: to compute in.
+        memory: bytes that the process may take: hidden states that do not fit go to disk.
         progress: hears ``(done, of how many, words)``. force: replace what is in the folder.
 
     Raises:
@@ -174,7 +179,7 @@ def llm_shrink(
     offered = how.offered(anatomy.families)
     prices = [asked(anatomy, offered) for asked in budgets]
     folder = Path(out).with_name(f".{Path(out).name}.survey")
-    rows, effects = surveyed(anatomy, how, batches_of(tokens, batch), folder, device, dtype, progress)
+    rows, effects = surveyed(anatomy, how, batches_of(tokens, batch), folder, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects, how.level)
     choice = how.allocate(menu, prices)
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
@@ -184,10 +189,13 @@ def llm_shrink(
     cutter = Cutter(anatomy.families, whole, plan, small, how.damping, how.ridge, how.residual)
     reached = _reached(menu, choice, prices, small)
     told = {**_told(choice, prices, reached), "how": how.told()}
+
+    def change(rows: Sequence[Mapping[str, Any]]) -> Change:
+        return change_of(small, plan, {**told, "blocks": list(rows)}, source.config)
+
     done = stream(
-        source, tokens, cutter, out, batch=batch, device=device, dtype=dtype, dense=True, signature=told,
-        rebuild=cutter.rebuild, change=lambda rows: change_of(small, plan, {**told, "blocks": list(rows)}, source.config),
-        progress=progress, force=force,
+        source, tokens, cutter, out, batch=batch, device=device, dtype=dtype, memory=memory, moments=MOMENTS,
+        dense=True, signature=told, rebuild=cutter.rebuild, change=change, progress=progress, force=force,
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     return Shrunk(done.folder, plan, choice, prices, reached, done.rows)
@@ -200,6 +208,7 @@ def surveyed(
     folder: Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    memory: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The dense pass: a row a block, and the divergence by ``block/family`` and ``block/drop``.
@@ -213,7 +222,9 @@ def surveyed(
         anatomy.families, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.level,
         how.layers,
     )  # fmt: skip
-    walk = Walk.begin(anatomy.source, batches, device=device, dtype=dtype, folder=folder / "hidden")
+    walk = Walk.begin(
+        anatomy.source, batches, device=device, dtype=dtype, memory=memory, moments=MOMENTS, folder=folder / "states"
+    )
     rows = []
     for index in range(len(walk)):
         file = folder / f"{index:05}.json"
@@ -221,14 +232,17 @@ def surveyed(
             progress(index, len(walk), f"survey of {walk.paths[index]}")
         if index >= walk.hidden.block:
             live = walk.live(index)
-            write_bytes(file, json.dumps(surveyor(live)).encode())
+            if not file.exists():
+                write_bytes(file, json.dumps(surveyor(live)).encode())
             if index < len(walk) - 1:
                 walk.pass_on(live, dict(live.module.state_dict()))
         rows.append(json.loads(file.read_text(encoding="utf-8")))
     found = folder / "effects.json"
     if not found.exists():
         tail = Tail(anatomy.source, anatomy.paths, dtype, device)
-        measured = finish(effects, len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden))
+        measured = finish(
+            effects, len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden)
+        )
         write_bytes(found, json.dumps(measured).encode())
     return rows, json.loads(found.read_text(encoding="utf-8"))
 

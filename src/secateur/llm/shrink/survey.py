@@ -1,4 +1,4 @@
-"""The dense pass: in every block the order of its units, the error of every count, and what cuts cost the predictions."""
+"""The dense pass: the order of a block's units, the error of every count, and what cuts cost the predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,7 +56,10 @@ class Surveyor:
                 keep = found[f.name].keep(probe(f.units, self.level))
                 changed.append((f.name, masked(live.module, [(f, keep)], seen, self.damping if self.refit else None)))
             self.effects.step(live, [(f"{live.index}/{key}", module) for key, module in changed])
-        ladders = {n: {"order": x.order.tolist(), "errors": x.errors.tolist(), "scores": x.scores.tolist()} for n, x in found.items()}
+        ladders = {
+            n: {"order": x.order.tolist(), "errors": x.errors.tolist(), "scores": x.scores.tolist()}
+            for n, x in found.items()
+        }
         return {"ladders": ladders, "influence": influence(live)}
 
 

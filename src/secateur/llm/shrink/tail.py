@@ -12,7 +12,7 @@ from secateur.calling import tensors_of
 from secateur.errors import TraceError
 from secateur.graph.dropping import with_first
 from secateur.llm.recording import run_model
-from secateur.llm.shrink.hollow import hollow, tokens_of
+from secateur.llm.shrink.hollow import hollow, prompt
 from secateur.llm.source import Source, put_
 
 
@@ -42,7 +42,7 @@ class Tail:
                 if p is not None and id(p) not in inside:
                     if id(p) not in known:
                         put_(module, name, source.tensor(f"{path}.{name}".strip(".")).to(device, dtype, copy=True))
-                        known[id(p)] = module._parameters[name]  # type: ignore[assignment]
+                        known[id(p)] = module._parameters[name]
                     module._parameters[name] = known[id(p)]
             for name, buffer in list(module._buffers.items()):
                 if buffer is not None:
@@ -66,18 +66,6 @@ class Tail:
         return scores
 
 
-class Bound(nn.Module):
-    """A tail as a module of hidden states alone, for targets."""
-
-    def __init__(self, tail: Tail, ids: Tensor) -> None:
-        super().__init__()
-        self.tail, self.ids = tail, ids
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token."""
-        return self.tail(self.ids, hidden)
-
-
 def _like(skeleton: nn.Module, path: str) -> Any:
     """What a block gives, with nothing in it."""
     seen: list[Any] = []
@@ -85,7 +73,7 @@ def _like(skeleton: nn.Module, path: str) -> Any:
     handle = model.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(output))
     try:
         with torch.no_grad():
-            run_model(model, tokens_of(2)["input_ids"])  # type: ignore[index, call-overload]
+            run_model(model, prompt(2))
     finally:
         handle.remove()
     if not seen:
