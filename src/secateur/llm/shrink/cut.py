@@ -32,6 +32,8 @@ class Cutter:
         damping: of least squares on dense inputs; None: what stays makes up for means alone.
         ridge: of the refit on the cut model's inputs, towards the former; None: no such refit.
         residual: how much of what the residual stream has lost a block makes up for, 0 to 1.
+        heal: whether blocks behind the first cut that lose nothing themselves are refitted too, and what a dropped
+            block did to the stream is so made up for.
     """
 
     families: Sequence[Family]
@@ -41,6 +43,7 @@ class Cutter:
     damping: float | None = 1e-2
     ridge: float | None = 1e-2
     residual: float = 1.0
+    heal: bool = True
 
     def __call__(self, live: Live) -> dict[str, Any]:
         """Cut the block; tells relative errors of the refitted weights' outputs before and after, and units kept."""
@@ -48,7 +51,7 @@ class Cutter:
         gone = live.path in self.plan.layers
         told: dict[str, Any] = {"dropped": gone, "kept": {} if gone else {f.name: int(k.sum()) for f, k in mine}}
         if not gone:
-            told["errors"] = self._refitted_(live, [(f, k) for f, k in mine if not k.all()])
+            told["errors"] = self._refitted_(live, mine if self._disturbed(live.index) else [])
         live.module = self.rebuild(live.module, {"path": live.path}, dict(live.module.state_dict()))
         return told
 
@@ -67,6 +70,14 @@ class Cutter:
                 put_(made, name, buffer)
         return made.eval()
 
+    def _disturbed(self, index: int) -> bool:
+        """Whether a block is to be refitted: it loses something; or, to heal, one before it did."""
+        lost = {f.block for f in self.families if not self.keep[f.name].all()}
+        if index in lost:
+            return True
+        lost |= {f.block for f in self.families if f.path in self.plan.layers}
+        return self.heal and self.ridge is not None and any(b < index for b in lost)
+
     def _refitted_(self, live: Live, mine: Sequence[tuple[Family, Bools]]) -> dict[str, tuple[float, float]]:
         if not mine:
             return {}
@@ -80,7 +91,7 @@ class Cutter:
                 own = example_of(live.module, live.calls[i], live.hidden[i])
                 yield own, example_of(dense.module, dense.calls[i], dense.hidden[i])
 
-        kept = kept_of(mine, live.module)
+        kept = kept_of(mine, live.module, self.heal)
         found = refit_(live.module, dense.module, pairs, kept, self.damping, self.ridge, self.residual)
         if any(not np.isfinite(e).all() for e in found.values()):
             raise DataError(f"{live.path}: the calibration data are not finite in the cut model")

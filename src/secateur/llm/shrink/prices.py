@@ -103,7 +103,7 @@ def priced(
     dense = meter(anatomy.empty)
     units: dict[str, float] = {}
     saved: dict[str, Floats] = {}
-    for f in anatomy.families:
+    for f in (f for f in anatomy.families if f.name in counts):
         if (sort := anatomy.kind_of(f)) not in units:
             step = f.group.multiple
             keep = np.arange(f.units) < f.units - step
@@ -140,8 +140,8 @@ def timed(
 
     At ``points`` counts of each sort of family, the others whole, in one run in turns; between them a straight line.
     ``tokens=1`` stands for a step of decoding, whose time is that of reading the weights; what it reads of the cache
-    is not in it. Blocks are timed by themselves, so what a target would fuse across them is not either. What lies outside of the
-    blocks is timed in eager PyTorch: no choice changes it.
+    is not in it. Blocks are timed by themselves, so what a target would fuse across them is not either. What lies
+    outside of the blocks is timed in eager PyTorch: no choice changes it.
 
     Memory: as many blocks as there are points.
     """
@@ -152,7 +152,7 @@ def timed(
     whole: dict[str, float] = {}
     lines: dict[str, tuple[Ints, Floats]] = {}
     for sort, b in sorts.items():
-        mine = {anatomy.kind_of(f): f for f in anatomy.families if f.block == b}
+        mine = {anatomy.kind_of(f): f for f in anatomy.families if f.block == b and f.name in counts}
         tried = {kind: _some(counts[f.name], points) for kind, f in mine.items()}
         blocks = [_random(anatomy, b, {})]
         blocks += [
@@ -165,7 +165,7 @@ def timed(
             own = [*seconds[at : at + len(chosen) - 1], seconds[0]]
             lines[kind], at = (chosen, np.array(own)), at + len(chosen) - 1
     saved: dict[str, Floats] = {}
-    for f in anatomy.families:
+    for f in (f for f in anatomy.families if f.name in counts):
         at_counts, line = lines[anatomy.kind_of(f)]
         saved[f.name] = line[-1] - np.interp(counts[f.name], at_counts, line)
     dropped = np.array([whole[anatomy.signature(b)] for b in range(len(anatomy.paths))])

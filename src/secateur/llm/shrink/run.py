@@ -23,7 +23,7 @@ from secateur.llm.shrink.ladder import Ladder, counts
 from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed
 from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
 from secateur.llm.shrink.result import change_of
-from secateur.llm.shrink.survey import Surveyor, ladder_of, probe
+from secateur.llm.shrink.survey import Surveyor, ladder_of
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.shrink.units import Family
 from secateur.llm.source import Source
@@ -32,6 +32,8 @@ from secateur.llm.walk import Progress, Walk, batches_of
 from secateur.score.criteria import obs
 from secateur.types import Criterion, Floats, Ints, Plan, Target
 
+HEALED = ("head", "neuron")
+"""Kinds of groups whose consumers are refitted behind a cut, whether they may lose units or not."""
 MOMENTS = 4
 """Second moments that are held at once of an input, in float32: dense and cut ones in float64."""
 
@@ -97,7 +99,8 @@ class Shrinking:
         damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
         ridge: of the refit in the cut model, towards the former; None leaves it out.
         residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
-        level: part of a family that is cut to measure its effect. probes: batches that effects are measured on.
+        heal: whether blocks that lose nothing are refitted too, behind those that do.
+        levels: parts of a family that are cut to measure their effects. probes: batches that these are measured on.
     """
 
     criterion: Criterion = obs
@@ -109,21 +112,26 @@ class Shrinking:
     damping: float | None = 1e-2
     ridge: float | None = 1e-2
     residual: float = 1.0
-    level: float = 0.25
+    heal: bool = True
+    levels: Sequence[float] = (0.25, 0.6)
     probes: int = 1
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
         kinds = [*self.kinds, *(["layer"] if self.layers else [])]
         return {
-            "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "level": self.level,
+            "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "levels": list(self.levels),
             "probes": self.probes,
         }  # fmt: skip
 
     def told(self) -> dict[str, Any]:
         """As it stands in files."""
         how = {"allocation": self.allocate.__name__, "multiples": dict(self.multiples)}
-        return {**self.survey(), **how, "ridge": self.ridge, "residual": self.residual}
+        return {**self.survey(), **how, "ridge": self.ridge, "residual": self.residual, "heal": self.heal}
+
+    def cut(self, anatomy: Anatomy) -> list[Family]:
+        """The families that may lose units."""
+        return [f for f in anatomy.families if f.kind in self.kinds]
 
     def offered(self, families: Sequence[Family]) -> dict[str, Ints]:
         """Kept counts to choose from, by family."""
@@ -175,18 +183,18 @@ def llm_shrink(
     """
     how = how or Shrinking()
     source = model if isinstance(model, Source) else Source.open(model)
-    anatomy = Anatomy.of(source, how.kinds)
-    offered = how.offered(anatomy.families)
+    anatomy = Anatomy.of(source, sorted({*how.kinds, *HEALED}))
+    offered = how.offered(how.cut(anatomy))
     prices = [asked(anatomy, offered) for asked in budgets]
     folder = Path(out).with_name(f".{Path(out).name}.survey")
     rows, effects = surveyed(anatomy, how, batches_of(tokens, batch), folder, device, dtype, memory, progress)
-    menu, ladders = menu_of(anatomy, offered, rows, effects, how.level)
+    menu, ladders = menu_of(anatomy, offered, rows, effects)
     choice = how.allocate(menu, prices)
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
     plan = anatomy.cut(keep, choice.dropped, how.told())
     small = apply(plan, anatomy.skeleton)
     whole = {f.name: keep.get(f.name, np.ones(f.units, bool)) for f in anatomy.families}
-    cutter = Cutter(anatomy.families, whole, plan, small, how.damping, how.ridge, how.residual)
+    cutter = Cutter(anatomy.families, whole, plan, small, how.damping, how.ridge, how.residual, how.heal)
     reached = _reached(menu, choice, prices, small)
     told = {**_told(choice, prices, reached), "how": how.told()}
 
@@ -219,7 +227,7 @@ def surveyed(
     _claim(folder, {**key, **how.survey(), "dtype": str(dtype)})
     effects = Effects(min(how.probes, len(batches)), folder / "effects")
     surveyor = Surveyor(
-        anatomy.families, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.level,
+        how.cut(anatomy), how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
         how.layers,
     )  # fmt: skip
     walk = Walk.begin(
@@ -257,23 +265,38 @@ def _claim(folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def menu_of(
-    anatomy: Anatomy,
-    offered: Mapping[str, Ints],
-    rows: Sequence[Mapping[str, Any]],
-    effects: Mapping[str, float],
-    level: float,
+    anatomy: Anatomy, offered: Mapping[str, Ints], rows: Sequence[Mapping[str, Any]], effects: Mapping[str, float]
 ) -> tuple[Menu, dict[str, Ladder]]:
-    """What may be chosen, each error in nats: a family's ladder, scaled to what was measured at one of its counts."""
+    """What may be chosen, each error in nats: a family's ladder, through what was measured at some of its counts."""
     ladders = {name: ladder_of(row) for r in rows for name, row in r["ladders"].items()}
-    errors: dict[str, Floats] = {}
-    for f in anatomy.families:
-        steps = ladders[f.name].errors
-        at, seen = steps[probe(f.units, level)], effects.get(f"{f.block}/{f.name}")
-        errors[f.name] = steps[offered[f.name]] * (1.0 if seen is None else seen / at if at > 0 else 0.0)
+    mine = [f for f in anatomy.families if f.name in offered]
+    errors = {}
+    for f in mine:
+        head = f"{f.block}/{f.name}@"
+        seen = {int(key.removeprefix(head)): value for key, value in effects.items() if key.startswith(head)}
+        errors[f.name] = scaled(ladders[f.name].errors, seen)[offered[f.name]]
     can = droppable(anatomy)
     drop = [effects.get(f"{b}/drop", np.inf) if can[b] else np.inf for b in range(len(anatomy.paths))]
     scores = {n: x.scores for n, x in ladders.items()}
-    return Menu(len(anatomy.paths), anatomy.families, offered, errors, np.array(drop), scores), ladders
+    return Menu(len(anatomy.paths), mine, offered, errors, np.array(drop), scores), ladders
+
+
+def scaled(errors: Floats, seen: Mapping[int, float]) -> Floats:
+    """Errors of every count in the unit of those that were measured: in proportion between these, and beyond.
+
+    Example:
+        >>> scaled(np.array([4.0, 2.0, 1.0, 0.0]), {2: 10.0, 1: 30.0}).tolist()
+        [60.0, 30.0, 10.0, 0.0]
+    """
+    if not seen:
+        return errors
+    counts_ = sorted(seen, reverse=True)
+    at = np.array([0.0, *(errors[n] for n in counts_)])
+    worth = np.maximum.accumulate(np.array([0.0, *(seen[n] for n in counts_)]))
+    found: Floats = np.interp(errors, at, worth)
+    beyond = errors > at[-1]
+    found[beyond] = worth[-1] * (errors[beyond] / at[-1] if at[-1] > 0 else 1.0)
+    return found
 
 
 def _reached(menu: Menu, choice: Choice, prices: Sequence[Price], small: nn.Module) -> dict[str, float]:

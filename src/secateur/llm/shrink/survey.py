@@ -30,7 +30,7 @@ class Surveyor:
     Attributes:
         families: of all blocks. criterion: ranks units. stats: what it needs beside the inputs' moments, or None.
         damping: of least squares. refit: whether what stays makes up for what goes.
-        effects: measures what cuts cost, or None. level: part of each family that is cut to measure.
+        effects: measures what cuts cost, or None. levels: parts of each family that are cut to measure.
         drops: whether to measure each block's absence.
     """
 
@@ -40,7 +40,7 @@ class Surveyor:
     damping: float = 1e-2
     refit: bool = True
     effects: Effects | None = None
-    level: float = 0.25
+    levels: Sequence[float] = (0.25, 0.6)
     drops: bool = True
 
     def __call__(self, live: Live) -> dict[str, Any]:
@@ -53,8 +53,10 @@ class Surveyor:
         if self.effects is not None:
             changed: list[tuple[str, nn.Module | None]] = [("drop", None)] if self.drops else []
             for f in mine:
-                keep = found[f.name].keep(probe(f.units, self.level))
-                changed.append((f.name, masked(live.module, [(f, keep)], seen, self.damping if self.refit else None)))
+                for kept in probes(f.units, self.levels):
+                    chosen = [(f, found[f.name].keep(kept))]
+                    small = masked(live.module, chosen, seen, self.damping if self.refit else None)
+                    changed.append((f"{f.name}@{kept}", small))
             self.effects.step(live, [(f"{live.index}/{key}", module) for key, module in changed])
         ladders = {
             n: {"order": x.order.tolist(), "errors": x.errors.tolist(), "scores": x.scores.tolist()}
@@ -63,14 +65,14 @@ class Surveyor:
         return {"ladders": ladders, "influence": influence(live)}
 
 
-def probe(units: int, level: float) -> int:
-    """How many units are kept where a family's effect is measured.
+def probes(units: int, levels: Sequence[float]) -> list[int]:
+    """How many units are kept where a family's effect is measured, descending; a family of one is not cut.
 
     Example:
-        >>> probe(3, 0.25), probe(1536, 0.25)
-        (2, 1152)
+        >>> probes(3, (0.25, 0.6)), probes(1536, (0.25, 0.6)), probes(1, (0.25,))
+        ([2, 1], [1152, 614], [])
     """
-    return units - max(1, round(level * units))
+    return sorted({units - max(1, round(level * units)) for level in levels} - {0}, reverse=True)
 
 
 def ladder_of(row: Mapping[str, Any]) -> Ladder:
@@ -103,11 +105,11 @@ def moments_of(live: Live, families: Sequence[Family]) -> dict[str, Moment]:
     return moments(live.module, batches, groups)
 
 
-def kept_of(chosen: Sequence[tuple[Family, Bools]], block: nn.Module) -> dict[str, Kept]:
-    """Consumers in a block that lose inputs."""
+def kept_of(chosen: Sequence[tuple[Family, Bools]], block: nn.Module, every: bool = False) -> dict[str, Kept]:
+    """Consumers in a block that lose inputs, or every one."""
     named, found = dict(block.named_parameters()), dict[str, Kept]()
     for family, keep in chosen:
-        for name, (dim, _) in family.consumers().items() if not keep.all() else ():
+        for name, (dim, _) in family.consumers().items() if every or not keep.all() else ():
             columns = kept_columns(family, keep, name, named[name].shape[dim])
             if name in found:
                 columns = columns & found[name].columns
