@@ -164,6 +164,14 @@ def test_a_uniform_plan_loads_by_from_pretrained(name: str, tmp_path: Path) -> N
     assert torch.equal(logits(loaded), logits(expected))
 
 
+def test_what_no_configuration_says_stays_where_plain_loading_is_asked(tmp_path: Path) -> None:
+    how = Shrinking(allocate=uniform, plain=True)
+    done = llm_shrink(gpt2(), texts(), [of_params(0.85)], tmp_path / "o", how, batch=8)
+    assert all(n == 4 for name, n in done.choice.kept.items() if name.endswith(":head"))
+    loaded = tf.AutoModelForCausalLM.from_pretrained(done.folder)
+    assert params(loaded) == done.reached["params"]
+
+
 def keeps(seen: list[torch.Tensor]) -> Callable[..., None]:
     return lambda module, args, output: seen.append(output)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
 from secateur.llm.shrink.ladder import Ladder, counts
 from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed
 from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
-from secateur.llm.shrink.result import change_of
+from secateur.llm.shrink.result import change_of, configuration
 from secateur.llm.shrink.survey import Surveyor, ladder_of
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.shrink.units import Family
@@ -31,6 +32,8 @@ from secateur.llm.stream import Change, stream
 from secateur.llm.walk import Progress, Walk, batches_of
 from secateur.score.criteria import obs
 from secateur.types import Criterion, Floats, Ints, Plan, Target
+
+log = logging.getLogger("secateur")
 
 HEALED = ("head", "neuron")
 """Kinds of groups whose consumers are refitted behind a cut, whether they may lose units or not."""
@@ -95,6 +98,7 @@ class Shrinking:
         stats: what a criterion of the whole model needs: ``sc.calibrate(model, batches, sc.taylor)``; else None.
         kinds: of groups that are cut. layers: whether blocks may go whole.
         allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP).
+        plain: only what a configuration can say is cut, for ``from_pretrained``; other kinds stay. Goes with `uniform`.
         multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
         damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
         ridge: of the refit in the cut model, towards the former; None leaves it out.
@@ -108,6 +112,7 @@ class Shrinking:
     kinds: Sequence[str] = ("head", "neuron")
     layers: bool = True
     allocate: Allocate = mixed
+    plain: bool = False
     multiples: Mapping[str, int] = field(default_factory=dict)
     damping: float | None = 1e-2
     ridge: float | None = 1e-2
@@ -118,7 +123,7 @@ class Shrinking:
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
-        kinds = [*self.kinds, *(["layer"] if self.layers else [])]
+        kinds = [*self.kinds, *(["plain"] if self.plain else []), *(["layer"] if self.layers else [])]
         return {
             "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "levels": list(self.levels),
             "probes": self.probes,
@@ -131,7 +136,10 @@ class Shrinking:
 
     def cut(self, anatomy: Anatomy) -> list[Family]:
         """The families that may lose units."""
-        return [f for f in anatomy.families if f.kind in self.kinds]
+        kinds = [k for k in self.kinds if not self.plain or sayable(anatomy, k, self.multiples.get(k, 1))]
+        if left := sorted({*self.kinds} - {*kinds}):
+            log.warning("no configuration of %s says fewer units of %s: all stay", anatomy.name, ", ".join(left))
+        return [f for f in anatomy.families if f.kind in kinds]
 
     def offered(self, families: Sequence[Family]) -> dict[str, Ints]:
         """Kept counts to choose from, by family."""
@@ -184,10 +192,11 @@ def llm_shrink(
     how = how or Shrinking()
     source = model if isinstance(model, Source) else Source.open(model)
     anatomy = Anatomy.of(source, sorted({*how.kinds, *HEALED}))
-    offered = how.offered(how.cut(anatomy))
+    mine = how.cut(anatomy)
+    offered = how.offered(mine)
     prices = [asked(anatomy, offered) for asked in budgets]
     folder = Path(out).with_name(f".{Path(out).name}.survey")
-    rows, effects = surveyed(anatomy, how, batches_of(tokens, batch), folder, device, dtype, memory, progress)
+    rows, effects = surveyed(anatomy, mine, how, batches_of(tokens, batch), folder, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects)
     choice = how.allocate(menu, prices)
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
@@ -211,6 +220,7 @@ def llm_shrink(
 
 def surveyed(
     anatomy: Anatomy,
+    mine: Sequence[Family],
     how: Shrinking,
     batches: Sequence[Tensor],
     folder: Path,
@@ -227,7 +237,7 @@ def surveyed(
     _claim(folder, {**key, **how.survey(), "dtype": str(dtype)})
     effects = Effects(min(how.probes, len(batches)), folder / "effects")
     surveyor = Surveyor(
-        how.cut(anatomy), how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
+        mine, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
         how.layers,
     )  # fmt: skip
     walk = Walk.begin(
@@ -253,6 +263,13 @@ def surveyed(
         )
         write_bytes(found, json.dumps(measured).encode())
     return rows, json.loads(found.read_text(encoding="utf-8"))
+
+
+def sayable(anatomy: Anatomy, kind: str, step: int = 1) -> bool:
+    """Whether a configuration of transformers can say that every block has fewer units of a kind."""
+    families = [f for f in anatomy.families if f.kind == kind and f.units > step]
+    plan = anatomy.cut({f.name: np.arange(f.units) < f.units - int(np.lcm(step, f.group.multiple)) for f in families})
+    return configuration(apply(plan, anatomy.skeleton), plan) is not None
 
 
 def _claim(folder: Path, key: Mapping[str, Any]) -> None:
