@@ -18,13 +18,13 @@ from secateur.atomic import write_bytes
 from secateur.digest import digest_of
 from secateur.graph.surgery import apply
 from secateur.llm.shrink.cut import Cutter
-from secateur.llm.shrink.effect import Effects, finish
+from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
 from secateur.llm.shrink.ladder import Ladder, counts
 from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed
 from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
 from secateur.llm.shrink.result import change_of, configuration
-from secateur.llm.shrink.survey import Surveyor, ladder_of
+from secateur.llm.shrink.survey import Surveyor, ladder_of, probes
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.shrink.units import Family
 from secateur.llm.source import Source
@@ -104,7 +104,7 @@ class Shrinking:
         ridge: of the refit in the cut model, towards the former; None leaves it out.
         residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
         heal: whether blocks that lose nothing are refitted too, behind those that do.
-        levels: parts of a family that are cut to measure their effects. probes: batches that these are measured on.
+        levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on.
     """
 
     criterion: Criterion = obs
@@ -119,7 +119,7 @@ class Shrinking:
     residual: float = 1.0
     heal: bool = True
     levels: Sequence[float] = (0.25, 0.6)
-    probes: int = 1
+    probes: int = 2048
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
@@ -186,7 +186,7 @@ def llm_shrink(
         BudgetError: the budgets cannot be met; names the closest. DataError: bad tokens. TraceError: no blocks.
 
     Memory: one block and its moments, twice; the hidden states of the tokens, dense and cut; and those of ``probes``
-        batches once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
+        tokens once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
         each of these cuts.
     """
     how = how or Shrinking()
@@ -231,11 +231,26 @@ def surveyed(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The dense pass: a row a block, and the divergence by ``block/family`` and ``block/drop``.
 
-    What is done lies in ``folder``; the same call goes on from it.
+    What is done lies in ``folder``. Where a limit on memory sends the streams of the effects there too, a killed run
+    goes on from it; else its survey begins again.
     """
-    key = {"model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches))}
-    _claim(folder, {**key, **how.survey(), "dtype": str(dtype)})
-    effects = Effects(min(how.probes, len(batches)), folder / "effects")
+    batches = _probe_first(batches, how.probes)
+    key: dict[str, Any] = {
+        "model": anatomy.source.identity(),
+        "tokens": digest_of((str(i), b) for i, b in enumerate(batches)),
+    }
+    key |= {**how.survey(), "dtype": str(dtype)}
+    _claim(folder, key)
+    count = 1 + sum(len(probes(f.units, how.levels)) for f in mine) + how.layers * len(anatomy.paths)
+    width = getattr(getattr(anatomy.skeleton, "config", None), "hidden_size", None) or 4096
+    large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
+    effects = Effects(1, folder / "effects" if large else None)
+    found = folder / "effects.json"
+    if found.exists():
+        return [_row(folder, i) for i in range(len(anatomy.paths))], json.loads(found.read_text(encoding="utf-8"))
+    if not large:  # streams in memory are gone with the run that was killed
+        shutil.rmtree(folder, ignore_errors=True)
+        _claim(folder, key)
     surveyor = Surveyor(
         mine, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
         how.layers,
@@ -254,15 +269,24 @@ def surveyed(
                 write_bytes(file, json.dumps(surveyor(live)).encode())
             if index < len(walk) - 1:
                 walk.pass_on(live, dict(live.module.state_dict()))
-        rows.append(json.loads(file.read_text(encoding="utf-8")))
-    found = folder / "effects.json"
-    if not found.exists():
-        tail = Tail(anatomy.source, anatomy.paths, dtype, device)
-        measured = finish(
-            effects, len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden)
-        )
-        write_bytes(found, json.dumps(measured).encode())
-    return rows, json.loads(found.read_text(encoding="utf-8"))
+        rows.append(_row(folder, index))
+    tail = Tail(anatomy.source, anatomy.paths, dtype, device)
+    measured = effects.divergences(
+        len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden)
+    )
+    write_bytes(found, json.dumps(measured).encode())
+    return rows, measured
+
+
+def _row(folder: Path, block: int) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads((folder / f"{block:05}.json").read_text(encoding="utf-8"))
+    return row
+
+
+def _probe_first(batches: Sequence[Tensor], tokens: int) -> list[Tensor]:
+    """The batches, the first no larger than so many tokens, but of one window at least."""
+    rows = max(1, tokens // batches[0].shape[1])
+    return [b for b in (batches[0][:rows], batches[0][rows:], *batches[1:]) if len(b)]
 
 
 def sayable(anatomy: Anatomy, kind: str, step: int = 1) -> bool:
