@@ -206,7 +206,7 @@ def test_streams_on_disk_measure_what_those_in_memory_do(tmp_path: Path) -> None
         for index in range(len(walk)):
             live = walk.live(index)
             effects.step(live, [(f"{index}/drop", None)])
-            walk.pass_on(live, dict(live.module.state_dict()))
+            walk.pass_on(live, live.module.state_dict().items())
             if folder is not None:
                 effects = Effects(2, folder, every=1)  # as after a kill
         found.append(effects.divergences(3, lambda i, hidden: tail(tokens.split(2)[i], hidden)))

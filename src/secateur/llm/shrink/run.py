@@ -268,7 +268,7 @@ def surveyed(
             if not file.exists():
                 write_bytes(file, json.dumps(surveyor(live)).encode())
             if index < len(walk) - 1:
-                walk.pass_on(live, dict(live.module.state_dict()))
+                walk.pass_on(live, live.module.state_dict().items())
         rows.append(_row(folder, index))
     tail = Tail(anatomy.source, anatomy.paths, dtype, device)
     measured = effects.divergences(
