@@ -63,6 +63,7 @@ ROOMS += [
     "cli_front",
     "cli_llm_eval",
     "cli_llm",
+    "cli_llm_shrink",
     "cli_sparse",
     "cli_target",
     "cli",
