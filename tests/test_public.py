@@ -65,6 +65,7 @@ ROOMS += [
     "cli_llm",
     "cli_llm_experts",
     "cli_llm_recover",
+    "cli_llm_shrink",
     "cli_sparse",
     "cli_target",
     "cli",

@@ -59,6 +59,7 @@ from secateur.cli_front import front, take
 from secateur.cli_llm import app as llm_app
 from secateur.cli_llm_experts import experts
 from secateur.cli_llm_recover import recover
+from secateur.cli_llm_shrink import shrink
 from secateur.cli_sparse import sparsify, tickets
 from secateur.cli_target import target as target_app
 from secateur.errors import ArgumentError, BudgetError, SecateurError
@@ -296,6 +297,7 @@ def schema(
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
+llm_app.command(epilog=EXITS)(shrink)
 app.add_typer(llm_app)
 llm_app.command(epilog=EXITS)(experts)
 llm_app.command(epilog=EXITS)(recover)
