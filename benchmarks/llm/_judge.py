@@ -37,6 +37,5 @@ if __name__ == "__main__":
     found = {
         "perplexity": perplexity(model, windows.flatten(), windows.shape[1]).value,
         "sparsity": zeros(model),
-        "parameters": sum(p.numel() for p in model.parameters()),
     }
     Path(report).write_text(json.dumps(found), encoding="utf-8")

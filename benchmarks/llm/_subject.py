@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import _data
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -157,6 +159,15 @@ def perplexity_of(folder: Path) -> dict[str, float]:
     run([sys.executable, HERE / "_judge.py", folder, evaluation_file(), report])
     found: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
     return found
+
+
+def parameters(folder: Path) -> int:
+    """How many weights are saved: shared ones stand there once."""
+    count = 0
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count
 
 
 def fresh(name: str) -> Path:

@@ -2,7 +2,7 @@
 
 Experiment ``memory``; case ``secateur/METHOD/1.5B`` with the metrics ``checkpoint_gb``, ``limit_gb`` (which the
 operating system enforces on the process: ``RLIMIT_AS``, its whole address space, mapped files included), ``peak_gb``
-(largest resident set of the process), ``kept_peak_gb`` (of the run that was killed with SIGKILL in the middle and
+(largest resident set of the process), ``resumed_peak_gb`` (of the run that was killed with SIGKILL in the middle and
 resumed) and ``identical_files`` (1 where the two folders agree byte for byte). The checkpoint is a Llama of random bf16
 weights, 30 blocks of width 2048, made shard by shard.
 """
@@ -125,7 +125,7 @@ def part(method: str, small: bool) -> list[Figure]:
         Figure(case, "checkpoint_gb", size / 1e9, "GB"),
         Figure(case, "limit_gb", LIMIT / 1e9, "GB"),
         Figure(case, "peak_gb", first.peak / 1e9, "GB"),
-        Figure(case, "kept_peak_gb", second.peak / 1e9, "GB"),
+        Figure(case, "resumed_peak_gb", second.peak / 1e9, "GB"),
         Figure(case, "seconds", first.seconds, "s"),
         Figure(case, "resumed_seconds", second.seconds, "s"),
         Figure(case, "identical_files", float(digests(whole) == digests(broken))),
