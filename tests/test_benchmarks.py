@@ -24,6 +24,7 @@ import _peer
 import _photos
 import _rows
 import _tables
+import _tables_llm
 import _tables_sparse
 from _rows import Figure
 
@@ -193,6 +194,17 @@ def test_the_experiments_on_sparse_weights_are_in_the_tables(tmp_path: Path) -> 
     assert {r["case"] for r in found} == {"dense", "secateur", "torch.nn.utils.prune"}
     files = {f.stem for f in (ROOT / "benchmarks" / "sparse").glob("*.py") if not f.stem.startswith("_")}
     assert {t.experiment for t in _tables_sparse.TABLES} == files
+
+
+def test_language_models_are_pruned_saved_and_judged_in_clean_processes(tmp_path: Path) -> None:
+    done = run("llm", tmp_path, "one_shot")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {(r["case"], r["metric"]): float(r["value"]) for r in _rows.read(tmp_path / "quick.csv")}
+    assert {case for case, _ in found} == {"dense", "secateur/wanda/2:4", "plain/wanda/2:4"}
+    assert found["secateur/wanda/2:4", "perplexity"] == pytest.approx(found["plain/wanda/2:4", "perplexity"], rel=1e-4)
+    assert found["dense", "sparsity"] == 0
+    assert found["secateur/wanda/2:4", "sparsity"] == 50
+    assert {t.experiment for t in _tables_llm.TABLES} == {"one_shot", "structured", "time", "memory"}
 
 
 def run(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

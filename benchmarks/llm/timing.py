@@ -18,11 +18,11 @@ import _subject
 import torch
 from safetensors.torch import load_file
 from secateur.solve.gram import Gram
-from secateur.solve.scores import wanda
+from secateur.solve.scores import wanda_mask
 from torch import Tensor
 
 from _rows import Figure
-from secateur.choose.patterns import per_row
+from secateur.choose.patterns import unstructured
 
 EXPERIMENT = "time"
 CASES = (("sparsegpt", "50%"), ("wanda", "50%"), ("sparsegpt", "2:4"))
@@ -57,7 +57,7 @@ def scoring(turns: int) -> list[Figure]:
     torch.set_num_threads(1)
     for _ in range(turns + 1):  # the first warms up
         copies.append(_seconds(lambda w: w.clone(), weights))
-        cuts.append(_seconds(lambda w: wanda(w, grams[w.shape[1]], per_row, _half(w)).weight, weights))
+        cuts.append(_seconds(lambda w: wanda_mask(w, grams[w.shape[1]], unstructured, w.numel() // 2).weight, weights))
     moved = 2 * size / statistics.median(copies[1:])
     taken = statistics.median(cuts[1:])
     case = "secateur/wanda/scoring"
@@ -68,10 +68,6 @@ def _weights() -> list[Tensor]:
     files = sorted(_subject.dense().glob("*.safetensors"))
     found = {k: v for file in files for k, v in load_file(file).items()}
     return [v.float() for k, v in found.items() if k.endswith("_proj.weight")]
-
-
-def _half(weight: Tensor) -> int:
-    return per_row.count(tuple(weight.shape), weight.numel() // 2)
 
 
 def _seconds(work: Callable[[Tensor], Tensor], weights: Sequence[Tensor]) -> float:
