@@ -87,6 +87,12 @@ from secateur.score.weigh_gradient import (
 from secateur.score.weigh_inputs import ria, ria_with, wanda
 from secateur.score.weigh_plain import lamp
 from secateur.score.weights import calibrate_weights, prunable, saliency
+from secateur.solve.admm import admm, admm_with, alps, alps_with
+from secateur.solve.dsnot import dsnot, dsnot_with
+from secateur.solve.gram import Gram
+from secateur.solve.least_squares import least_squares, least_squares_with
+from secateur.solve.solver import Solver
+from secateur.solve.sparsegpt import sparsegpt, sparsegpt_with
 from secateur.targets.compiled import compiled
 from secateur.targets.cuda_24 import cuda_24
 from secateur.targets.eager import eager, with_threads
@@ -149,6 +155,7 @@ __all__ = [
     "Figure",
     "FormatError",
     "Front",
+    "Gram",
     "Graph",
     "Groups",
     "History",
@@ -168,6 +175,7 @@ __all__ = [
     "Running",
     "Scores",
     "SecateurError",
+    "Solver",
     "Sparse",
     "SparseResult",
     "Taken",
@@ -177,8 +185,12 @@ __all__ = [
     "TraceError",
     "acdc",
     "across_layers",
+    "admm",
+    "admm_with",
     "advise",
     "allocate",
+    "alps",
+    "alps_with",
     "alternating",
     "apply",
     "apply_",
@@ -207,6 +219,8 @@ __all__ = [
     "distill",
     "dp",
     "drop_layers",
+    "dsnot",
+    "dsnot_with",
     "eager",
     "energy",
     "erk",
@@ -240,6 +254,8 @@ __all__ = [
     "layers",
     "layerwise",
     "learned_threshold",
+    "least_squares",
+    "least_squares_with",
     "litert",
     "load",
     "load_masks",
@@ -311,6 +327,8 @@ __all__ = [
     "snip_with",
     "soft_movement",
     "sparse_evolution",
+    "sparsegpt",
+    "sparsegpt_with",
     "sparsify",
     "squared_gradient",
     "srste",

@@ -199,14 +199,29 @@ class Owl:
         members: dict[str, list[str]] = {}
         for name in saliency:
             members.setdefault(self.blocks(name), []).append(name)
-        outliers = {b: _outliers([saliency[n] for n in names], self.m) for b, names in members.items()}
-        low, high = min(outliers.values()), max(outliers.values())
-        band = {b: 2 * self.lam * (d - low) / (high - low) if high > low else 0.0 for b, d in outliers.items()}
-        held = _shifted(band, {b: sum(sizes[n] for n in names) for b, names in members.items()}, total)
+        outliers = {b: outliers_of([saliency[n] for n in names], self.m) for b, names in members.items()}
+        held = owl_densities(outliers, {b: sum(sizes[n] for n in names) for b, names in members.items()}, total, self.lam)
         return whole_counts({n: held[self.blocks(n)] * size for n, size in sizes.items()}, sizes, total)
 
 
-def _outliers(parts: list[Tensor], m: float) -> float:
+def owl_densities(
+    outliers: Mapping[str, float], sizes: Mapping[str, int], total: int, lam: float
+) -> dict[str, float]:
+    """Densities of blocks by their outliers, in a band of width ``2 lam``, such that ``total`` weights stay.
+
+    Args:
+        outliers: block -> per cent, from `outliers_of`. sizes: block -> its weights.
+
+    Example:
+        >>> owl_densities({"a": 1.0, "b": 0.0}, {"a": 10, "b": 10}, 10, 0.08)
+        {'a': 0.58, 'b': 0.42}
+    """
+    low, high = min(outliers.values()), max(outliers.values())
+    band = {b: 2 * lam * (d - low) / (high - low) if high > low else 0.0 for b, d in outliers.items()}
+    return _shifted(band, sizes, total)
+
+
+def outliers_of(parts: list[Tensor], m: float) -> float:
     """Per cent of all entries that exceed ``m`` times their mean; what is below 0 is gone."""
     for s in parts:
         check_scores(s)

@@ -28,6 +28,7 @@ class Pattern:
             are the only ones that may be kept. Ties go to the earlier position.
         density: the fraction that the pattern itself keeps, or None where any can be asked for.
         window: of N:M alone: ``(n, m, dim)``, n kept in every m along an axis; else None.
+        tile: of blocks alone: their ``(rows, columns)``; else None.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Pattern:
     select: Callable[[Tensor, int, Tensor | None], Tensor]
     density: float | None = None
     window: tuple[int, int, int] | None = None
+    tile: tuple[int, int] | None = None
 
 
 unstructured = Pattern("unstructured", lambda shape, wanted: wanted, top)
@@ -126,7 +128,9 @@ def nm(n: int, m: int, dim: int = 1, remainder: Remainder = None) -> Pattern:
             lives = alive.narrow(at, 0, whole * m).unflatten(at, (whole, m)).movedim(at + 1, 0)
             if lives.numel() and int((fewest := lives.sum(0)).min()) < n:
                 raise PlanError(f"{name}: a group of {m} has only {int(fewest.min())} weights alive; expected {n}")
-        mask.narrow(at, 0, whole * m).unflatten(at, (whole, m)).movedim(at + 1, 0).copy_(_best(groups, n, lives))
+        mask.narrow(at, 0, whole * m).unflatten(at, (whole, m)).movedim(at + 1, 0).copy_(
+            best_of_groups(groups, n, lives)
+        )
         return mask
 
     name = f"{n}:{m}" if dim == 1 else f"{n}:{m} along {dim}"
@@ -184,7 +188,7 @@ def block(rows: int, columns: int, remainder: Remainder = None) -> Pattern:
         blocks(mask).copy_(top(sums, (kept - rest) // size, lives)[:, None, :, None])
         return mask.reshape(scores.shape)
 
-    return Pattern(name, count, select)
+    return Pattern(name, count, select, tile=(rows, columns))
 
 
 def _blocks(matrix: Tensor, down: tuple[int, int], right: tuple[int, int]) -> Tensor:
@@ -194,7 +198,7 @@ def _blocks(matrix: Tensor, down: tuple[int, int], right: tuple[int, int]) -> Te
     return view
 
 
-def _best(groups: Tensor, n: int, alive: Tensor | None) -> Tensor:
+def best_of_groups(groups: Tensor, n: int, alive: Tensor | None) -> Tensor:
     """Mask of the ``n`` best along the first axis, ties to the earlier; dead ones are last.
 
     Small groups are ranked by comparing every two members, which needs no sorting of millions of short rows.

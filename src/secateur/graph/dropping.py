@@ -103,13 +103,13 @@ class Bypass:
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before the forward pass, which gets a copy: it may write into its input."""
         self.given = tensors_of((args, kwargs))[0]
-        return _with_first((args, kwargs), self.given.clone())
+        return with_first((args, kwargs), self.given.clone())
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         """After it."""
         given, self.given = self.given, None
         assert given is not None
-        return _with_first(output, given)
+        return with_first(output, given)
 
 
 def bypass_(model: nn.Module, layers: Iterable[str]) -> None:
@@ -118,17 +118,17 @@ def bypass_(model: nn.Module, layers: Iterable[str]) -> None:
         Bypass(model.get_submodule(path))
 
 
-def _with_first(output: Any, tensor: Tensor) -> Any:
+def with_first(output: Any, tensor: Tensor) -> Any:
     """The same with another first tensor."""
     if isinstance(output, Tensor):
         return tensor
     if isinstance(output, Mapping):
         key = next(k for k, v in output.items() if tensors_of(v))
         made: Any = copy.copy(output)
-        made[key] = _with_first(output[key], tensor)
+        made[key] = with_first(output[key], tensor)
         return made
     at = next(i for i, v in enumerate(output) if tensors_of(v))
-    items = [*output[:at], _with_first(output[at], tensor), *output[at + 1 :]]
+    items = [*output[:at], with_first(output[at], tensor), *output[at + 1 :]]
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 

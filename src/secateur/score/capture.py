@@ -110,7 +110,8 @@ class Watch(TorchFunctionMode):
     """Calls ``seen(contraction)`` after every linear layer or ungrouped convolution on a named weight.
 
     ``every`` tells of grouped convolutions too, for which no single matrix stands, and of the products inside of
-    ``F.multi_head_attention_forward``.
+    ``F.multi_head_attention_forward``. ``stacked`` tells of matrices that are slices of a parameter of three axes, as
+    those of experts are: slice 2 of ``up`` is named ``up[2]``.
     ``added(left, right)`` hears of every addition of two tensors before it happens (``+=`` writes over one of them):
     a residual stream shows itself there.
     """
@@ -121,11 +122,15 @@ class Watch(TorchFunctionMode):
         seen: Callable[[Contraction], None],
         added: Callable[[Tensor, Tensor], None] | None = None,
         every: bool = False,
+        stacked: bool = False,
     ) -> None:
         super().__init__()
         self.names: dict[int, str] = {}
+        self.stacks: dict[int, tuple[str, Tensor]] = {}
         for name, p in model.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(p), name)
+            if stacked and p.dim() == 3:
+                self.stacks.setdefault(p.untyped_storage().data_ptr(), (name, p))
         self.seen, self.added, self.every = seen, added, every
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -182,9 +187,22 @@ class Watch(TorchFunctionMode):
         groups: int = 1,
     ) -> None:
         name = self.names.get(id(w))
+        if name is None and self.stacks and isinstance(w, Tensor) and w.dim() == 2:
+            name, in_dim = self._slice(w, in_dim)
         if name is not None and isinstance(x, Tensor) and w.dim() == (len(unfold["kernel"]) + 2 if unfold else 2):
             bias = self.names.get(id(b)) if b is not None else None
             self.seen(Contraction(name, bias, in_dim, taps, x, out, unfold, groups))
+
+    def _slice(self, w: Tensor, in_dim: int) -> tuple[str | None, int]:
+        """The name of a slice of a stack, and the axis of that slice (which may be used transposed) summed over."""
+        name, stack = self.stacks.get(w.untyped_storage().data_ptr(), ("", w))
+        if not name:
+            return None, in_dim
+        at, rest = divmod(int(w.storage_offset() - stack.storage_offset()), stack.stride(0))
+        for turned, same in ((False, stack[0]), (True, stack[0].T)):
+            if not rest and (w.shape, w.stride()) == (same.shape, same.stride()):
+                return f"{name}[{at}]", 1 - in_dim if turned else in_dim
+        return None, in_dim
 
 
 def _padding(given: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -1,0 +1,1 @@
+"""Language models, one decoder block in memory at a time."""

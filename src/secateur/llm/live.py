@@ -1,0 +1,104 @@
+"""One block as the work sees it: its weights in memory, its calibration data, and what its matrices are fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import DataError
+from secateur.llm.activations import Hidden
+from secateur.llm.moments import Moments, inputs_of, matrix_of
+from secateur.llm.recording import Call, hidden_of
+from secateur.solve.gram import Gram
+
+
+@dataclass(eq=False)
+class Live:
+    """A block in memory.
+
+    Attributes:
+        index, path: which it is. module: it, in evaluation mode, with weights in the type that is computed in: what
+            the work changes, or replaces by another module that is called alike.
+        hidden: its inputs by batch: those that the blocks before it make, pruned as they are.
+        calls: how the model calls it, by batch.
+        dense: the same block with the dense model's weights and inputs, where the stream was asked to keep them.
+        device: where it is computed.
+    """
+
+    index: int
+    path: str
+    module: nn.Module
+    hidden: Hidden
+    calls: Sequence[Call]
+    device: torch.device
+    make_dense: Callable[[], Live] | None = None
+    in_dims: dict[str, int] = field(default_factory=dict)
+    _dense: Live | None = None
+
+    @property
+    def dense(self) -> Live:
+        """The dense twin, read from the checkpoint when first asked for."""
+        if self._dense is None:
+            if self.make_dense is None:
+                raise DataError("the dense model's hidden states were not kept: stream with dense=True")
+            self._dense = self.make_dense()
+        return self._dense
+
+    def drop_dense(self) -> None:
+        """Let the dense twin go."""
+        self._dense = None
+
+    def __len__(self) -> int:
+        """How many batches there are (of this process)."""
+        return len(self.hidden)
+
+    def run(self, batch: int, hidden: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
+        """What the block makes of a batch, (samples, window, hidden).
+
+        Args:
+            batch: its number. hidden: other inputs. module: another module in the block's place.
+        """
+        given = self.hidden[batch] if hidden is None else hidden
+        with torch.no_grad():  # a block may add into its input
+            out: Tensor = hidden_of(self.calls[batch](self.module if module is None else module, given.clone()))
+        return out
+
+    def inputs(self) -> Iterator[Tensor]:
+        """The hidden states before the block, batch by batch."""
+        return (self.hidden[i] for i in range(len(self)))
+
+    def outputs(self) -> Iterator[Tensor]:
+        """Those that it makes of them as it is now, batch by batch."""
+        return (self.run(i) for i in range(len(self)))
+
+    def grams(self, only: Collection[str] | None = None, held: float = 0.0, cross: bool = False) -> dict[str, Gram]:
+        """Moments of what each matrix is fed, from one pass over the calibration data with the block as it is now.
+
+        Args:
+            only: keys of the matrices, or all. held: the part of the batches that is kept aside, to choose by: every
+                ``1 / held``-th one. cross: also between the dense block's inputs and these.
+
+        Returns:
+            Key -> moments; matrices that share an input have one object. Keys are names of parameters in the block,
+            ``NAME[i]`` of slices of stacked ones. See `matrices`.
+
+        Raises:
+            DataError: an input is not finite.
+
+        Time: a pass, and n d² an input. Memory: d² floats an input.
+        """
+        moments = Moments(only, held > 0, cross, self.device)
+        every = round(1 / held) if held > 0 else 0
+        for i in range(len(self)):
+            twin = None if not cross else inputs_of(self.dense.module, lambda i=i: self.dense.run(i))  # type: ignore[misc]
+            moments.add(self.module, lambda i=i: self.run(i), bool(every) and i % every == every - 1, twin)  # type: ignore[misc]
+        found = moments.grams()
+        self.in_dims |= moments.in_dims
+        return found
+
+    def matrices(self) -> dict[str, Tensor]:
+        """The matrices that were seen by `grams`, as (outputs, inputs): views, to be written into with ``copy_``."""
+        return {key: matrix_of(self.module, key, dim) for key, dim in self.in_dims.items()}

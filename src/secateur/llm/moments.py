@@ -1,0 +1,159 @@
+"""Moments of what every matrix of a block is fed; matrices that share an input share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import TraceError
+from secateur.llm import together
+from secateur.score.capture import Contraction, Watch, version
+from secateur.solve.gram import Gram, GramSum
+
+
+@dataclass(eq=False)
+class Feed:
+    """An input of one or more matrices.
+
+    Attributes:
+        keys: of the matrices. inputs: how many it has. cross: whether the dense block's inputs are known as well.
+        sums: over the batches; held: over those that were kept aside, or None.
+    """
+
+    keys: list[str]
+    inputs: int
+    cross: bool
+    sums: GramSum
+    held: GramSum | None
+
+
+@dataclass(eq=False)
+class Moments:
+    """Collects what the matrices of a block are fed, batch by batch.
+
+    Attributes:
+        wanted: keys to collect, or None for all. device: where the sums are.
+        held: whether some batches are kept aside. cross: whether the dense block is run beside.
+        in_dims: key -> the axis of the matrix that is summed over.
+
+    A key is the name of a parameter in the block; ``NAME[i]`` is a slice of a parameter of three axes, as experts are.
+    Memory: d² floats an input, and as much again each for ``held`` and ``cross``.
+    """
+
+    wanted: Collection[str] | None = None
+    held: bool = False
+    cross: bool = False
+    device: torch.device | str = "cpu"
+    in_dims: dict[str, int] = field(default_factory=dict)
+    _feeds: dict[str, Feed] = field(default_factory=dict)
+    _rows: dict[str, int] = field(default_factory=dict)
+
+    def add(
+        self, module: nn.Module, run: Callable[[], Tensor], aside: bool = False, dense: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Run the block on a batch, add what its matrices are fed, and return what it makes.
+
+        Args:
+            module: the block. run: runs it. aside: whether this batch is kept aside. dense: `inputs_of` the dense one.
+        """
+        known: list[tuple[Tensor, int, Feed]] = []  # inputs seen in this run: q, k and v share theirs
+
+        def seen(c: Contraction) -> None:
+            if c.unfold or (self.wanted is not None and c.weight not in self.wanted):
+                return
+            self._note(c)
+            feed = next((f for x, v, f in known if x is c.x and v == version(c.x)), None)
+            if feed is None:
+                feed = self._feeds.get(c.weight) or self._new(c, dense)
+                known.append((c.x, version(c.x), feed))
+                part = feed.held if aside and feed.held is not None else feed.sums
+                part.add_(c.x, dense[c.weight] if dense is not None and feed.cross else None)
+            if self._feeds.setdefault(c.weight, feed) is feed and c.weight not in feed.keys:
+                feed.keys.append(c.weight)
+
+        with torch.no_grad(), Watch(module, seen, stacked=True):
+            return run()
+
+    def _note(self, c: Contraction) -> None:
+        if self.in_dims.setdefault(c.weight, c.in_dim) != c.in_dim:
+            raise TraceError(f"{c.weight} is used in two ways that sum over other axes: leave it dense")
+        self._rows[c.weight] = self._rows.get(c.weight, 0) + c.x.numel() // max(c.x.shape[-1], 1)
+
+    def _new(self, c: Contraction, dense: dict[str, Tensor] | None) -> Feed:
+        """What only some positions reach, as an expert, cannot be told position by position from the dense block."""
+        theirs = None if dense is None or "[" in c.weight else dense.get(c.weight)
+        return self._zeros(c.x.shape[-1], theirs is not None and theirs.shape == c.x.shape)
+
+    def _zeros(self, d: int, cross: bool) -> Feed:
+        made = [GramSum.zeros(d, device=self.device, cross=cross) for _ in range(1 + self.held)]
+        return Feed([], d, cross, made[0], made[1] if self.held else None)
+
+    def grams(self) -> dict[str, Gram]:
+        """Key -> moments, summed over all processes: one object for matrices that share an input. Ends the collection.
+
+        Raises:
+            TraceError: two matrices share an input on some batches only. DataError: an input is not finite.
+        """
+        self._meet()
+        made: dict[str, Gram] = {}
+        for feed in {id(f): f for f in self._feeds.values()}.values():
+            for sums in (feed.sums, feed.held):
+                together.sum_([] if sums is None else sums.tensors().values())
+            rows = {self._rows[key] for key in feed.keys}
+            if len(rows) > 1 and together.size() == 1:
+                raise TraceError(f"{' and '.join(feed.keys[:2])} share an input on some batches only: leave one dense")
+            name = feed.keys[0]
+            held = None if feed.held is None or not int(feed.held.rows) else feed.held.gram(name=name)
+            if not int(feed.sums.rows):
+                continue  # an expert that only what was kept aside reached
+            gram = feed.sums.gram(held=held, name=name)
+            feed.sums = feed.held = None  # type: ignore[assignment]  # not both at once in memory
+            made |= dict.fromkeys(feed.keys, gram)
+        self._feeds = {}
+        return made
+
+    def _meet(self) -> None:
+        """Every process knows of every input, in one order: experts may have been reached in some only."""
+        mine = {f.keys[0]: (tuple(f.keys), f.inputs, f.cross) for f in self._feeds.values()}
+        for dims in together.everyones(self.in_dims):
+            self.in_dims |= dims
+        told = {first: about for found in together.everyones(mine) for first, about in found.items()}
+        if together.size() > 1:
+            for first in sorted(told):
+                keys, d, cross = told[first]
+                if first not in self._feeds:
+                    feed = self._zeros(d, cross)
+                    feed.keys.extend(keys)
+                    self._feeds |= dict.fromkeys(keys, feed)
+                    self._rows |= dict.fromkeys(keys, 0)
+            self._feeds = {key: self._feeds[key] for first in sorted(told) for key in told[first][0]}
+
+
+def inputs_of(module: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]:
+    """Key -> what each matrix is fed in one run."""
+    found: dict[str, Tensor] = {}
+
+    def seen(c: Contraction) -> None:
+        if not c.unfold:
+            found[c.weight] = c.x
+
+    with torch.no_grad(), Watch(module, seen, stacked=True):
+        run()
+    return found
+
+
+def matrix_of(module: nn.Module, key: str, in_dim: int) -> Tensor:
+    """A matrix of a block as (outputs, inputs): a view, what is written there is written to the parameter.
+
+    Example:
+        >>> matrix_of(nn.Linear(3, 2), "weight", 1).shape, matrix_of(nn.Linear(3, 2), "weight", 0).shape
+        (torch.Size([2, 3]), torch.Size([3, 2]))
+    """
+    name, _, index = key.partition("[")
+    tensor = module.get_parameter(name).detach()
+    tensor = tensor[int(index.rstrip("]"))] if index else tensor
+    return tensor if in_dim == 1 else tensor.T

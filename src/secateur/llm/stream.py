@@ -1,0 +1,191 @@
+"""Work on a model block by block, in bounded memory: read, run, change, write, go on; and take up a killed run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from secateur.digest import digest_of
+from secateur.llm import together
+from secateur.llm.live import Live
+from secateur.llm.shards import Blocks, finish, rounded
+from secateur.llm.source import CONFIG, Source
+from secateur.llm.tensor_files import Made, stored_in, write
+from secateur.llm.walk import Progress, Walk, batches_of
+from secateur.run.folder import WORK, Folder, claim, cleared, finished_in_place
+
+Row: TypeAlias = Mapping[str, Any]
+"""What is told of a block: JSON."""
+Work: TypeAlias = Callable[[Live], Row]
+"""Changes ``live.module`` in place, or sets another, and tells of it."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What a stream did.
+
+    Attributes:
+        folder: the result. rows: by block, what the work told, with ``index``, ``path`` and ``seconds``.
+    """
+
+    folder: Path
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the work on all blocks means for the whole model.
+
+    Attributes:
+        config: entries of ``config.json`` that change.
+        names: ``name in the module -> its new one``, for blocks that are renumbered; None leaves a tensor out.
+        extra: ``(folder)``: writes more files.
+        tensors: name in the module -> new values of tensors outside of the blocks.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    names: Callable[[str], str | None] = lambda name: name
+    extra: Callable[[Path], None] | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def stream(
+    source: Source,
+    tokens: Tensor | Sequence[Tensor],
+    work: Work,
+    out: str | Path,
+    *,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    dense: bool = False,
+    dense_inputs: bool = False,
+    signature: Mapping[str, Any] | None = None,
+    rebuild: Callable[[nn.Module, Row], nn.Module] | None = None,
+    change: Callable[[Sequence[Row]], Change] = lambda rows: Change(),
+    progress: Progress | None = None,
+    force: bool = False,
+) -> Streamed:
+    """Run work over the blocks of a model and write the result as a folder.
+
+    For each block: its weights are read, the calibration data run through it as the work asks, the work changes it,
+    its tensors are written in the checkpoint's types, and what was written makes the inputs of the next block. The same
+    call takes up a run that was killed, with the same result bit for bit on the same machine.
+
+    Args:
+        source: the model. tokens: int64 (samples, window), of the calibration text. work: what to do to a block.
+        out: a new or empty folder, or that of the same call, unfinished.
+        batch: samples at once. device, dtype: to compute in; weights keep the checkpoint's types in the result.
+        dense: keep the dense model's hidden states beside: ``live.dense``.
+        dense_inputs: each block gets what the dense blocks before it make, as in FLAP.
+        signature: what tells this call from another: settings of the work, as JSON.
+        rebuild: ``(module, row) -> module`` of the shape that the work gave it, for taking up a run.
+        change: ``rows -> Change`` of the whole model.
+        progress: hears ``(blocks done, blocks, words)``.
+        force: replace what is in the folder.
+
+    Raises:
+        ArgumentError: the folder holds something else, or an unfinished run of another call.
+        DataError: tokens that the model does not have. TraceError: it cannot be run block by block.
+        OSError: the disk is full; what is done is kept, and the same call goes on.
+
+    Memory: one block in ``dtype``, what the work needs, and the hidden states.
+    """
+    batches = batches_of(tokens, batch)
+    asked = {**(signature or {}), "model": source.identity(), "tokens": digest_of(named(batches)), "dtype": str(dtype)}
+    asked |= {"dense": dense, "dense_inputs": dense_inputs}
+    with claimed(out, asked, force) as folder:
+        blocks = Blocks(folder.work / "blocks")
+        walk = Walk.begin(source, batches, device=device, dtype=dtype, dense=dense, dense_inputs=dense_inputs)
+        for index in range(len(walk)):
+            if progress is not None:
+                progress(index, len(walk), walk.paths[index])
+            _step(walk, blocks, index, work, rebuild)
+        if progress is not None:
+            progress(len(walk), len(walk), "writing")
+        rows = [blocks.row(i) for i in range(len(walk))]
+        if together.rank() == 0:
+            _publish(folder, walk, blocks, change(rows))
+        together.wait()
+    return Streamed(Path(out), rows)
+
+
+def named(batches: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+    """Batches by their numbers."""
+    return [(str(i), b) for i, b in enumerate(batches)]
+
+
+def _step(
+    walk: Walk, blocks: Blocks, index: int, work: Work, rebuild: Callable[[nn.Module, Row], nn.Module] | None
+) -> None:
+    """One block: worked on and written; or, if a killed run got so far, read again. What is written is passed on."""
+    if index < blocks.done:
+        if index < walk.hidden.block or index == len(walk) - 1:
+            return
+        module = walk.block(index)
+        live = walk.again(index, module if rebuild is None else rebuild(module, blocks.row(index)))
+    else:
+        live = walk.live(index)
+        known, start = set(live.module.state_dict()), time.perf_counter()
+        told = work(live)
+        row = {"index": index, "path": live.path, "seconds": round(time.perf_counter() - start, 3), **told}
+        if together.rank() == 0:
+            kinds = {n: walk.source.dtype_of(f"{live.path}.{n}") for n in known}
+            state = {n: rounded(t, kinds.get(n, t.dtype)) for n, t in live.module.state_dict().items()}
+            blocks.save(index, state, row)
+        together.wait()
+    if index < len(walk) - 1:
+        walk.pass_on(live, blocks.tensors(index))
+
+
+def _publish(folder: Folder, walk: Walk, blocks: Blocks, change: Change) -> None:
+    """Put the result together in the work folder, and then in its place, the configuration last."""
+    result = folder.work / "result"
+    finish(result, walk.source, _result(walk, blocks, change), change.config, change.extra)
+    cleared(folder)
+    for path in sorted(result.iterdir(), key=lambda p: p.name == CONFIG):
+        path.replace(folder.path / path.name)
+    finished_in_place(folder)
+
+
+def _result(walk: Walk, blocks: Blocks, change: Change) -> list[Made]:
+    """Every tensor of the result, by its name in the checkpoint."""
+    source, made = walk.source, []
+    inside = {n for i in range(len(walk)) for n in walk.names(i)}
+    replaced = source.stored_as(walk.skeleton, change.tensors)
+    for tensor in source.untouched(source.parts_of(inside) | set(replaced)):
+        name = change.names(tensor.name)
+        made += [] if name is None else [replace(tensor, name=name)]
+    made += [Made.of(name, t.detach().cpu()) for name, t in replaced.items()]
+    for i in range(len(walk)):
+        file = blocks.file(i)
+        names = {n: change.names(f"{walk.paths[i]}.{n}") for n in stored_in(file)}
+        if source.merged(n for n in names.values() if n is not None):
+            whole = {new: t for n, t in blocks.tensors(i).items() if (new := names[n]) is not None}
+            file = file.with_suffix(".split")
+            write(file, [Made.of(n, t) for n, t in source.stored_as(walk.skeleton, whole).items()])
+            made += [Made.copied(n, s) for n, s in stored_in(file).items()]
+        else:
+            renamed = [(names[n], s) for n, s in stored_in(file).items()]
+            made += [Made.copied(source.name_of(n), s) for n, s in renamed if n is not None]
+    return made
+
+
+@contextmanager
+def claimed(out: str | Path, asked: Mapping[str, Any], force: bool) -> Iterator[Folder]:
+    """The output folder, taken by the first process for all."""
+    if together.rank() == 0:
+        with claim(out, asked, force) as folder:
+            together.wait()
+            yield folder
+    else:
+        together.wait()
+        path = Path(out).expanduser()
+        yield Folder(path, path / WORK, False, asked)
