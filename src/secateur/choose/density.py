@@ -200,13 +200,13 @@ class Owl:
         for name in saliency:
             members.setdefault(self.blocks(name), []).append(name)
         outliers = {b: outliers_of([saliency[n] for n in names], self.m) for b, names in members.items()}
-        held = owl_densities(outliers, {b: sum(sizes[n] for n in names) for b, names in members.items()}, total, self.lam)
+        held = owl_densities(
+            outliers, {b: sum(sizes[n] for n in names) for b, names in members.items()}, total, self.lam
+        )
         return whole_counts({n: held[self.blocks(n)] * size for n, size in sizes.items()}, sizes, total)
 
 
-def owl_densities(
-    outliers: Mapping[str, float], sizes: Mapping[str, int], total: int, lam: float
-) -> dict[str, float]:
+def owl_densities(outliers: Mapping[str, float], sizes: Mapping[str, int], total: int, lam: float) -> dict[str, float]:
     """Densities of blocks by their outliers, in a band of width ``2 lam``, such that ``total`` weights stay.
 
     Args:

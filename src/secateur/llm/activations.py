@@ -39,6 +39,9 @@ class Hidden:
         self.held: list[Tensor | None] = [None] * len(shapes)
         if folder is not None:
             self._here.mkdir(parents=True, exist_ok=True)
+            for old in folder.iterdir():  # of a block before, which a killed run could not take away any more
+                if int(old.name) < block and (self._here / SEAL).exists():
+                    shutil.rmtree(old)
 
     @property
     def _here(self) -> Path:
@@ -82,7 +85,20 @@ class Hidden:
             shutil.rmtree(before._here, ignore_errors=True)
 
 
-def sealed(folder: Path | None) -> int | None:
-    """The last block before which all states are on disk."""
-    found = [] if folder is None or not folder.is_dir() else [p for p in folder.iterdir() if (p / SEAL).exists()]
-    return max((int(p.name) for p in found), default=None)
+def gone_on_from(folders: Sequence[Path | None]) -> int | None:
+    """The block before which all states are on disk, in each of the folders; None, and nothing is left, if none.
+
+    Example:
+        >>> gone_on_from([None]) is None
+        True
+    """
+    found = []
+    for folder in folders:
+        there = [] if folder is None or not folder.is_dir() else [p for p in folder.iterdir() if (p / SEAL).exists()]
+        found.append(max((int(p.name) for p in there), default=None))
+    if len(set(found)) == 1:
+        return found[0]
+    for folder in folders:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+    return None

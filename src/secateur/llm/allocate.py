@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -15,13 +15,14 @@ from secateur.choose.patterns import Pattern
 from secateur.choose.tables import least_error
 from secateur.errors import ArgumentError
 from secateur.llm.live import Live
+from secateur.llm.moments import Fed
 from secateur.llm.walk import Walk
 from secateur.solve.gram import Gram
 from secateur.solve.solver import Solver
 
 Densities: TypeAlias = Mapping[str, float]
 """Path of a block -> the fraction of the weights of its matrices that stays."""
-Chosen: TypeAlias = Callable[[Live, Mapping[str, Gram]], Mapping[str, Tensor]]
+Chosen: TypeAlias = Callable[[Live, Mapping[str, Fed]], Mapping[str, Tensor]]
 """Which matrices of a block are pruned: key -> (outputs, inputs)."""
 
 
@@ -31,12 +32,13 @@ class Task:
 
     Attributes:
         walk: makes a new way through the dense model. sparsity: of all blocks together.
-        chosen: which matrices are pruned. solver, pattern: how they will be.
+        chosen: which matrices are pruned. fed: what is known of their inputs. solver, pattern: how they will be.
     """
 
     walk: Callable[[], Walk]
     sparsity: float
     chosen: Chosen
+    fed: Callable[[Live], Mapping[str, Fed]]
     solver: Solver
     pattern: Pattern
 
@@ -62,10 +64,11 @@ def outliers(lam: float = 0.08, m: float = 5.0) -> Allocation:
         raise ArgumentError(f"OWL takes lam in [0, 0.5] and m above 0; got lam={lam!r}, m={m!r}")
 
     def allocate(task: Task) -> Densities:
-        found, sizes = {}, {}
-        for live, grams in _dense(task):
+        found: dict[str, float] = {}
+        sizes: dict[str, int] = {}
+        for live, grams in _dense(task, lambda live: live.norms()):
             matrices = task.chosen(live, grams)
-            saliency = [w.abs() * grams[k].norms.sqrt().to(w) for k, w in matrices.items()]
+            saliency = [w.abs() * grams[k].square.sqrt().to(w) for k, w in matrices.items()]
             found[live.path] = outliers_of(saliency, m)
             sizes[live.path] = sum(w.numel() for w in matrices.values())
         total = sum(sizes.values())
@@ -91,7 +94,7 @@ def measured(spread: Sequence[float] = (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15
     def allocate(task: Task) -> Densities:
         levels = [s for s in (task.sparsity + d for d in spread) if 0 <= s < 1]
         errors, sizes, paths = [], [], []
-        for live, grams in _dense(task):
+        for live, grams in _dense(task, task.fed):
             errors.append(_errors(live, grams, task, levels))
             sizes.append(sum(w.numel() for w in task.chosen(live, grams).values()))
             paths.append(live.path)
@@ -102,7 +105,7 @@ def measured(spread: Sequence[float] = (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15
     return allocate
 
 
-def _errors(live: Live, grams: Mapping[str, Gram], task: Task, levels: Sequence[float]) -> list[float]:
+def _errors(live: Live, grams: Mapping[str, Fed], task: Task, levels: Sequence[float]) -> list[float]:
     """Relative error of the block's outputs at each level; it is left as it was."""
     matrices = task.chosen(live, grams)
     before = {k: w.clone() for k, w in matrices.items()}
@@ -112,7 +115,7 @@ def _errors(live: Live, grams: Mapping[str, Gram], task: Task, levels: Sequence[
     for s in levels:
         for key, w in before.items():
             kept = task.pattern.count(tuple(w.shape), w.numel() - round(s * w.numel()))
-            matrices[key].copy_(task.solver(w.float().contiguous(), grams[key], task.pattern, kept).weight)
+            matrices[key].copy_(task.solver(w.float().contiguous(), cast(Gram, grams[key]), task.pattern, kept).weight)
         lost = sum(float((a - b).double().square().sum()) for a, b in zip(live.outputs(), dense, strict=True))
         found.append(lost / max(energy, math.ulp(0.0)))
     for key, w in before.items():
@@ -120,12 +123,12 @@ def _errors(live: Live, grams: Mapping[str, Gram], task: Task, levels: Sequence[
     return found
 
 
-def _dense(task: Task) -> Any:
+def _dense(task: Task, fed: Callable[[Live], Any]) -> Any:
     """Every block of the dense model with what its matrices are fed."""
     walk = task.walk()
     for index in range(len(walk)):
         live = walk.live(index)
         with torch.no_grad():
-            yield live, live.grams()
+            yield live, fed(live)
         if index < len(walk) - 1:
             walk.pass_on(live, {})

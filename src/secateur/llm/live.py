@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from secateur.llm.activations import Hidden
 from secateur.llm.moments import Moments, inputs_of, matrix_of
 from secateur.llm.recording import Call, hidden_of
 from secateur.solve.gram import Gram
+from secateur.solve.norms import Norms
 
 
 @dataclass(eq=False)
@@ -25,7 +28,7 @@ class Live:
         hidden: its inputs by batch: those that the blocks before it make, pruned as they are.
         calls: how the model calls it, by batch.
         dense: the same block with the dense model's weights and inputs, where the stream was asked to keep them.
-        device: where it is computed.
+        device: where it is computed. prepared: what was found out before the first block, see `stream`.
     """
 
     index: int
@@ -35,6 +38,7 @@ class Live:
     calls: Sequence[Call]
     device: torch.device
     make_dense: Callable[[], Live] | None = None
+    prepared: Any = None
     in_dims: dict[str, int] = field(default_factory=dict)
     _dense: Live | None = None
 
@@ -88,13 +92,21 @@ class Live:
         Raises:
             DataError: an input is not finite.
 
-        Time: a pass, and n d² an input. Memory: d² floats an input.
+        Time: a pass up to the last matrix's input, and n d² an input. Memory: d² floats an input.
         """
-        moments = Moments(only, held > 0, cross, self.device)
+        found = self._moments(Moments(only, held > 0, cross, False, self.device), held)
+        return {k: g for k, g in found.items() if isinstance(g, Gram)}
+
+    def norms(self, only: Collection[str] | None = None) -> dict[str, Norms]:
+        """The same of norms alone: a pass, and little more."""
+        found = self._moments(Moments(only, norms=True, device=self.device), 0.0)
+        return {k: g for k, g in found.items() if isinstance(g, Norms)}
+
+    def _moments(self, moments: Moments, held: float) -> dict[str, Gram | Norms]:
         every = round(1 / held) if held > 0 else 0
         for i in range(len(self)):
-            twin = None if not cross else inputs_of(self.dense.module, lambda i=i: self.dense.run(i))  # type: ignore[misc]
-            moments.add(self.module, lambda i=i: self.run(i), bool(every) and i % every == every - 1, twin)  # type: ignore[misc]
+            twin = inputs_of(self.dense.module, partial(self.dense.run, i)) if moments.cross else None
+            moments.add(self.module, partial(self.run, i), bool(every) and i % every == every - 1, twin)
         found = moments.grams()
         self.in_dims |= moments.in_dims
         return found

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import TraceError
 from secateur.llm import together
-from secateur.score.capture import Contraction, Watch, version
+from secateur.score.capture import Contraction, Enough, Watch, version
 from secateur.solve.gram import Gram, GramSum
+from secateur.solve.norms import Norms, NormSum
+
+Fed: TypeAlias = Gram | Norms
+"""What is known of a matrix's input."""
 
 
 @dataclass(eq=False)
@@ -27,8 +32,8 @@ class Feed:
     keys: list[str]
     inputs: int
     cross: bool
-    sums: GramSum
-    held: GramSum | None
+    sums: GramSum | NormSum
+    held: GramSum | NormSum | None
 
 
 @dataclass(eq=False)
@@ -36,7 +41,7 @@ class Moments:
     """Collects what the matrices of a block are fed, batch by batch.
 
     Attributes:
-        wanted: keys to collect, or None for all. device: where the sums are.
+        wanted: keys to collect, or None for all. norms: of the inputs alone. device: where the sums are.
         held: whether some batches are kept aside. cross: whether the dense block is run beside.
         in_dims: key -> the axis of the matrix that is summed over.
 
@@ -47,19 +52,23 @@ class Moments:
     wanted: Collection[str] | None = None
     held: bool = False
     cross: bool = False
+    norms: bool = False
     device: torch.device | str = "cpu"
     in_dims: dict[str, int] = field(default_factory=dict)
     _feeds: dict[str, Feed] = field(default_factory=dict)
     _rows: dict[str, int] = field(default_factory=dict)
+    _uses: dict[str, int] = field(default_factory=dict)
+    _batches: int = 0
 
     def add(
-        self, module: nn.Module, run: Callable[[], Tensor], aside: bool = False, dense: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """Run the block on a batch, add what its matrices are fed, and return what it makes.
+        self, module: nn.Module, run: Callable[[], Any], aside: bool = False, dense: dict[str, Tensor] | None = None
+    ) -> None:
+        """Run the block on a batch and add what its matrices are fed.
 
         Args:
             module: the block. run: runs it. aside: whether this batch is kept aside. dense: `inputs_of` the dense one.
         """
+        last = self._last(module)
         known: list[tuple[Tensor, int, Feed]] = []  # inputs seen in this run: q, k and v share theirs
 
         def seen(c: Contraction) -> None:
@@ -71,16 +80,31 @@ class Moments:
                 feed = self._feeds.get(c.weight) or self._new(c, dense)
                 known.append((c.x, version(c.x), feed))
                 part = feed.held if aside and feed.held is not None else feed.sums
-                part.add_(c.x, dense[c.weight] if dense is not None and feed.cross else None)
+                if isinstance(part, NormSum):
+                    part.add_(c.x)
+                else:
+                    part.add_(c.x, dense[c.weight] if dense is not None and feed.cross else None)
             if self._feeds.setdefault(c.weight, feed) is feed and c.weight not in feed.keys:
                 feed.keys.append(c.weight)
 
-        with torch.no_grad(), Watch(module, seen, stacked=True):
-            return run()
+        with torch.no_grad(), contextlib.suppress(Enough), Watch(module, seen, stacked=True, last=last):
+            run()
+        self._batches += 1
+
+    def _last(self, module: nn.Module) -> str | None:
+        """The last matrix that is used: a pass need not go on behind its input. Experts may be used in any order."""
+        if (
+            self.in_dims
+            and all(p.dim() < 3 for p in module.parameters())
+            and set(self._uses.values()) == {self._batches}
+        ):
+            return list(self.in_dims)[-1]
+        return None
 
     def _note(self, c: Contraction) -> None:
         if self.in_dims.setdefault(c.weight, c.in_dim) != c.in_dim:
             raise TraceError(f"{c.weight} is used in two ways that sum over other axes: leave it dense")
+        self._uses[c.weight] = self._uses.get(c.weight, 0) + 1
         self._rows[c.weight] = self._rows.get(c.weight, 0) + c.x.numel() // max(c.x.shape[-1], 1)
 
     def _new(self, c: Contraction, dense: dict[str, Tensor] | None) -> Feed:
@@ -89,17 +113,19 @@ class Moments:
         return self._zeros(c.x.shape[-1], theirs is not None and theirs.shape == c.x.shape)
 
     def _zeros(self, d: int, cross: bool) -> Feed:
+        if self.norms:
+            return Feed([], d, False, NormSum.zeros(d, device=self.device), None)
         made = [GramSum.zeros(d, device=self.device, cross=cross) for _ in range(1 + self.held)]
         return Feed([], d, cross, made[0], made[1] if self.held else None)
 
-    def grams(self) -> dict[str, Gram]:
+    def grams(self) -> dict[str, Fed]:
         """Key -> moments, summed over all processes: one object for matrices that share an input. Ends the collection.
 
         Raises:
             TraceError: two matrices share an input on some batches only. DataError: an input is not finite.
         """
         self._meet()
-        made: dict[str, Gram] = {}
+        made: dict[str, Fed] = {}
         for feed in {id(f): f for f in self._feeds.values()}.values():
             for sums in (feed.sums, feed.held):
                 together.sum_([] if sums is None else sums.tensors().values())
@@ -107,10 +133,13 @@ class Moments:
             if len(rows) > 1 and together.size() == 1:
                 raise TraceError(f"{' and '.join(feed.keys[:2])} share an input on some batches only: leave one dense")
             name = feed.keys[0]
-            held = None if feed.held is None or not int(feed.held.rows) else feed.held.gram(name=name)
             if not int(feed.sums.rows):
                 continue  # an expert that only what was kept aside reached
-            gram = feed.sums.gram(held=held, name=name)
+            gram: Fed
+            if isinstance(feed.held, GramSum) and isinstance(feed.sums, GramSum) and int(feed.held.rows):
+                gram = feed.sums.gram(held=feed.held.gram(name=name), name=name)
+            else:
+                gram = feed.sums.gram(name=name)
             feed.sums = feed.held = None  # type: ignore[assignment]  # not both at once in memory
             made |= dict.fromkeys(feed.keys, gram)
         self._feeds = {}

@@ -17,8 +17,10 @@ from torch.utils._pytree import tree_map
 from secateur.calling import tensors_of
 from secateur.errors import DataError, TraceError, brief
 from secateur.graph.dropping import with_first
+from secateur.llm.memory import Fed
 from secateur.llm.source import Source, put_
 from secateur.llm.tensor_files import raw
+from secateur.score.capture import Contraction, Watch
 
 
 class _Hole:
@@ -69,6 +71,7 @@ class Recorder:
         self.source, self.skeleton, self.paths = source, skeleton, paths
         self.dtype, self.device = dtype, device
         self.pool: dict[str, Tensor] = {}
+        self.fed = Fed([], [])
         self.like: Any = None  # what a block gives, apart from its hidden states
 
     def batch(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
@@ -143,7 +146,9 @@ class Recorder:
         forward = block.__dict__.pop("forward")
         try:
             self.source.fill_(block, self.paths[0], self.dtype, self.device)
-            out = call(block, hidden.to(self.dtype, copy=True))
+            found: dict[str, Tensor] = {}
+            with Watch(block, lambda c: self._fed(c, found), stacked=True):
+                out = call(block, hidden.to(self.dtype, copy=True))
         finally:
             block.forward = forward
             to_meta_(block)
@@ -154,6 +159,13 @@ class Recorder:
                 f"{tuple(hidden.shape)}; expected the same shape"
             )
         return with_first(out, made[0].new_empty(0))
+
+    def _fed(self, c: Contraction, found: dict[str, Tensor]) -> None:
+        """Note the sizes of a matrix and of an input that it may share."""
+        self.fed.matrices.append((c.y.shape[-1], c.x.shape[-1]))
+        if not any(x is c.x for x in found.values()):
+            self.fed.inputs.append((c.x.shape[-1], c.x.numel() // c.x.shape[-1]))
+        found[c.weight] = c.x
 
     @contextmanager
     def _filled(self) -> Iterator[None]:

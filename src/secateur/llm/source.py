@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,19 @@ class Source:
         if self.state:
             return sum(t.numel() * t.element_size() for t in {id(self.state[n]): self.state[n] for n in names}.values())
         return sum(self.stored[p].nbytes for p in {p for n in names for p in self.recipes[n].parts})
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the module; of one that is merged on loading, that of its parts in a row."""
+        if name in self.state:
+            return tuple(self.state[name].shape)
+        parts = [self.stored[p].shape for p in self.recipes[name].parts]
+        return parts[0] if len(parts) == 1 else (sum(math.prod(p) for p in parts),)
+
+    def parameters(self) -> int:
+        """Entries of all tensors of the model."""
+        if self.state:
+            return sum(t.numel() for t in {id(t): t for t in self.state.values()}.values())
+        return sum(math.prod(self.stored[p].shape) for p in self.parts_of(self.recipes))
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the module, read now, in the checkpoint's type."""

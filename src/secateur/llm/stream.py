@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from secateur.atomic import write_bytes
 from secateur.digest import digest_of
 from secateur.llm import together
 from secateur.llm.live import Live
@@ -71,6 +73,9 @@ def stream(
     rebuild: Callable[[nn.Module, Row], nn.Module] | None = None,
     change: Callable[[Sequence[Row]], Change] = lambda rows: Change(),
     progress: Progress | None = None,
+    prepare: Callable[[], Any] | None = None,
+    memory: float | None = None,
+    moments: int = 1,
     force: bool = False,
 ) -> Streamed:
     """Run work over the blocks of a model and write the result as a folder.
@@ -88,6 +93,9 @@ def stream(
         signature: what tells this call from another: settings of the work, as JSON.
         rebuild: ``(module, row) -> module`` of the shape that the work gave it, for taking up a run.
         change: ``rows -> Change`` of the whole model.
+        prepare: finds something out before the first block, as JSON; every block has it as ``live.prepared``.
+        memory: bytes that the process may take: hidden states that do not fit go to disk, in the output folder.
+        moments: how many second moments of an input the work holds at once, for that.
         progress: hears ``(blocks done, blocks, words)``.
         force: replace what is in the folder.
 
@@ -96,18 +104,22 @@ def stream(
         DataError: tokens that the model does not have. TraceError: it cannot be run block by block.
         OSError: the disk is full; what is done is kept, and the same call goes on.
 
-    Memory: one block in ``dtype``, what the work needs, and the hidden states.
+    Memory: one block in ``dtype``, what the work needs, and the hidden states, unless ``memory`` sends them to disk.
     """
     batches = batches_of(tokens, batch)
     asked = {**(signature or {}), "model": source.identity(), "tokens": digest_of(named(batches)), "dtype": str(dtype)}
     asked |= {"dense": dense, "dense_inputs": dense_inputs}
     with claimed(out, asked, force) as folder:
         blocks = Blocks(folder.work / "blocks")
-        walk = Walk.begin(source, batches, device=device, dtype=dtype, dense=dense, dense_inputs=dense_inputs)
+        prepared = _prepared(folder.work / "prepared.json", prepare)
+        walk = Walk.begin(
+            source, batches, device=device, dtype=dtype, dense=dense, dense_inputs=dense_inputs, memory=memory,
+            moments=moments, folder=folder.work / f"states-{together.rank()}",
+        )  # fmt: skip
         for index in range(len(walk)):
             if progress is not None:
                 progress(index, len(walk), walk.paths[index])
-            _step(walk, blocks, index, work, rebuild)
+            _step(walk, blocks, index, work, rebuild, prepared)
         if progress is not None:
             progress(len(walk), len(walk), "writing")
         rows = [blocks.row(i) for i in range(len(walk))]
@@ -123,7 +135,12 @@ def named(batches: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
 
 
 def _step(
-    walk: Walk, blocks: Blocks, index: int, work: Work, rebuild: Callable[[nn.Module, Row], nn.Module] | None
+    walk: Walk,
+    blocks: Blocks,
+    index: int,
+    work: Work,
+    rebuild: Callable[[nn.Module, Row], nn.Module] | None,
+    prepared: Any,
 ) -> None:
     """One block: worked on and written; or, if a killed run got so far, read again. What is written is passed on."""
     if index < blocks.done:
@@ -133,6 +150,7 @@ def _step(
         live = walk.again(index, module if rebuild is None else rebuild(module, blocks.row(index)))
     else:
         live = walk.live(index)
+        live.prepared = prepared
         known, start = set(live.module.state_dict()), time.perf_counter()
         told = work(live)
         row = {"index": index, "path": live.path, "seconds": round(time.perf_counter() - start, 3), **told}
@@ -143,6 +161,19 @@ def _step(
         together.wait()
     if index < len(walk) - 1:
         walk.pass_on(live, blocks.tensors(index))
+
+
+def _prepared(file: Path, prepare: Callable[[], Any] | None) -> Any:
+    """What was found out before, or what is found out now."""
+    if prepare is None:
+        return None
+    if together.first_tells(file.exists()):
+        return together.first_tells(json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
+    found = prepare()
+    if together.rank() == 0:
+        write_bytes(file, (json.dumps(found) + "\n").encode())
+    together.wait()
+    return together.first_tells(found)
 
 
 def _publish(folder: Folder, walk: Walk, blocks: Blocks, change: Change) -> None:

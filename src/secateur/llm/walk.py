@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError
 from secateur.llm import together
-from secateur.llm.activations import Hidden, sealed
+from secateur.llm.activations import Hidden, gone_on_from
 from secateur.llm.blocks import blocks_of
 from secateur.llm.live import Live
+from secateur.llm.memory import needs_of
 from secateur.llm.recording import Call, Recorder
 from secateur.llm.source import Source, put_
+
+log = logging.getLogger("secateur")
 
 ROWS = 4096
 """Tokens of a batch, about: enough for the products to be fast."""
@@ -77,6 +81,8 @@ class Walk:
         dtype: torch.dtype = torch.float32,
         dense: bool = False,
         dense_inputs: bool = False,
+        memory: float | None = None,
+        moments: int = 1,
         folder: Path | None = None,
     ) -> Walk:
         """Look the batches up in the embedding and record how the blocks are called.
@@ -86,10 +92,12 @@ class Walk:
             device, dtype: to compute in. dense: keep the dense model's hidden states beside.
             dense_inputs: every block gets what the dense model's blocks before it make (as FLAP does), not the pruned
                 ones' (as Wanda and SparseGPT do).
-            folder: for hidden states, or None for memory. What is complete there is gone on from.
+            memory: bytes that the process may take. moments: how many second moments an input has, for that.
+            folder: for hidden states that do not fit into memory. What is complete there is gone on from.
 
         Raises:
             DataError: no tokens, or one beyond the vocabulary. TraceError: the model cannot be run block by block.
+            BudgetError: one block does not fit into the memory.
         """
         device = together.own_device(device)
         skeleton = source.skeleton(dtype)
@@ -103,23 +111,26 @@ class Walk:
             )
         paths = blocks_of(skeleton)
         recorder = Recorder(source, skeleton, paths, dtype, device)
-        at, hidden, calls = sealed(folder), None, []
+        first, called = recorder.batch(mine[0])
+        shapes = [(*b.shape, *first.shape[2:]) for b in mine]
+        names = [[f"{p}.{n}" for n in skeleton.get_submodule(p).state_dict()] for p in paths]
+        needs = needs_of(source, names, recorder.fed, shapes, dtype, moments, 1 + dense)
+        log.info("%s", needs.words(memory))
+        folder = folder if needs.on_disk(memory) else None
+        folders = (
+            [folder and folder / "hidden", folder and folder / "dense"] if dense else [folder and folder / "hidden"]
+        )
+        at = gone_on_from(folders)
+        states = [Hidden(f, at or 0, shapes, dtype, device) for f in folders]
+        calls = []
         for i, ids in enumerate(mine):
-            first, called = recorder.batch(ids)
+            first, called = recorder.batch(ids) if i else (first, called)
             calls.append(called)
-            if hidden is None:
-                shapes = [(*b.shape, *first.shape[2:]) for b in mine]
-                hidden = Hidden(folder, at or 0, shapes, dtype, device)
-            if at is None:
-                hidden[i] = first
-        assert hidden is not None
-        if at is None:
-            hidden.seal(hidden)
-        twin = None
-        if dense:
-            twin = Hidden(None, 0, hidden.shapes, dtype, device)
-            for i in range(len(mine)):
-                twin[i] = hidden[i]
+            for s in states if at is None else ():
+                s[i] = first
+        for s in states if at is None else ():
+            s.seal(s)
+        hidden, twin = states[0], states[1] if dense else None
         return cls(source, skeleton, paths, mine, calls, hidden, twin, dtype, device, dense_inputs)
 
     def __len__(self) -> int:

@@ -106,12 +106,17 @@ def version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+class Enough(BaseException):
+    """Everything wanted was seen: the rest of the forward pass is not needed."""
+
+
 class Watch(TorchFunctionMode):
     """Calls ``seen(contraction)`` after every linear layer or ungrouped convolution on a named weight.
 
     ``every`` tells of grouped convolutions too, for which no single matrix stands, and of the products inside of
     ``F.multi_head_attention_forward``. ``stacked`` tells of matrices that are slices of a parameter of three axes, as
-    those of experts are: slice 2 of ``up`` is named ``up[2]``.
+    those of experts are: slice 2 of ``up`` is named ``up[2]``. The pass ends, with `Enough`, where the weight ``last``
+    is to be used: that is told of with the input in the place of the output.
     ``added(left, right)`` hears of every addition of two tensors before it happens (``+=`` writes over one of them):
     a residual stream shows itself there.
     """
@@ -123,6 +128,7 @@ class Watch(TorchFunctionMode):
         added: Callable[[Tensor, Tensor], None] | None = None,
         every: bool = False,
         stacked: bool = False,
+        last: str | None = None,
     ) -> None:
         super().__init__()
         self.names: dict[int, str] = {}
@@ -132,6 +138,7 @@ class Watch(TorchFunctionMode):
             if stacked and p.dim() == 3:
                 self.stacks.setdefault(p.untyped_storage().data_ptr(), (name, p))
         self.seen, self.added, self.every = seen, added, every
+        self.last = None if last is None else id(model.get_parameter(last))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass the call on, and report it if it is one of ours."""
@@ -143,7 +150,10 @@ class Watch(TorchFunctionMode):
         if self.every and func is F.multi_head_attention_forward:
             with self:
                 return _attention(*args, **kwargs)
-        out = func(*args, **kwargs)
+        ends = (
+            self.last is not None and func in _PRODUCTS and any(id(a) == self.last for a in (*args, *kwargs.values()))
+        )
+        out = args[0] if ends else func(*args, **kwargs)
         if func in _LINEAR:
             self._linear(args, kwargs, out)
         elif func in _CONV:
@@ -152,6 +162,8 @@ class Watch(TorchFunctionMode):
             self._report(args[0], args[1], None, 0, out)
         elif func is torch.addmm and len(args) == 3 and not kwargs:
             self._report(args[1], args[2], args[0], 0, out)
+        if ends:
+            raise Enough
         return out
 
     def _linear(self, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -230,6 +242,7 @@ def _unguarded(func: Any) -> Any:
 
 _attention = _unguarded(F.multi_head_attention_forward)
 _LINEAR = {F.linear}
+_PRODUCTS = {F.linear, torch.addmm, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__}
 _CONV = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _MATMUL = {torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
 _ADD = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.add_, torch.Tensor.__iadd__}

@@ -53,7 +53,7 @@ def dsnot_with(start: Solver = wanda_mask, cycles: int = 50, tolerance: float = 
             )
         return Solved(values.masked_fill(~mask, 0.0), mask)
 
-    return Solver("dsnot" if start is wanda_mask else f"{start.name}+dsnot", solve)
+    return Solver("dsnot" if start is wanda_mask else f"{start.name}+dsnot", solve, start.norms)
 
 
 def swapped(
@@ -66,7 +66,7 @@ def swapped(
     tolerance: float = 0.1,
 ) -> Tensor:
     """The mask after the swaps of `dsnot_with`; ``group``: the m of n:m."""
-    mean, square = gram.mean.to(weight.dtype), gram.second.diagonal().to(weight.dtype)
+    mean, square = gram.mean.to(weight.dtype), gram.square.to(weight.dtype)
     variance = (square - mean.square()).clamp_min(0)
     effect = weight * mean  # what a weight adds to the mean output
     gain = effect / torch.where(variance > 0, variance, 1.0)

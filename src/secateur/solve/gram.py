@@ -90,6 +90,11 @@ class Gram:
         return value
 
     @property
+    def square(self) -> Tensor:
+        """``E x_j²``, (d,): the diagonal."""
+        return self.second.diagonal()
+
+    @property
     def dead(self) -> Tensor:
         """Inputs that are zero on all calibration data, bool (d,)."""
         return self.second.diagonal() <= 0

@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from secateur.errors import DataError
 from secateur.graph.dropping import original
 from secateur.score.calibrate import checked, forward, quiet_eval, real, subsample
-from secateur.score.capture import Contraction, Watch, from_matrix, matrix, version
+from secateur.score.capture import Contraction, Enough, Watch, from_matrix, matrix, version
 from secateur.types import Batches, Example, Plan
 
 log = logging.getLogger("secateur")
-
-
-class _Enough(BaseException):
-    """Everything wanted was seen: the rest of the forward pass is not needed."""
 
 
 @dataclass(eq=False)
@@ -108,7 +104,7 @@ def observe(
     def seen(c: Contraction) -> None:
         last.clear()
         if len(found) == len(weights):
-            raise _Enough
+            raise Enough
         if c.weight in weights and c.weight not in found:
             found[c.weight] = (replace(c, x=c.x.clone(), y=c.y.clone()), None)
             last.append((c, version(c.y)))
@@ -122,13 +118,13 @@ def observe(
                 found[c.weight] = (found[c.weight][0], theirs.clone())
                 last.clear()
                 if len(found) == len(weights):
-                    raise _Enough
+                    raise Enough
                 return
 
     try:
         with Watch(model, seen, added):
             forward(model, example, number)
-    except _Enough:
+    except Enough:
         pass
     missing = [w for w in weights if w not in found]
     if missing:

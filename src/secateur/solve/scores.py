@@ -14,11 +14,12 @@ from secateur.solve.gram import Gram
 from secateur.solve.solver import Solved, Solver
 
 
-def by_score(name: str, score: Callable[[Tensor, Gram], Tensor], rows: bool = False) -> Solver:
+def by_score(name: str, score: Callable[[Tensor, Gram], Tensor], rows: bool = False, norms: bool = False) -> Solver:
     """Keep the largest scores; the values stay.
 
     Args:
         name: in reports. score: ``(weight, gram) -> scores``, of the weight's shape, at least 0.
+        norms: the score looks at ``gram.square`` and ``gram.mean`` alone.
         rows: with the unstructured pattern, compare within each output row only (see `even_rows`).
 
     Example:
@@ -34,7 +35,7 @@ def by_score(name: str, score: Callable[[Tensor, Gram], Tensor], rows: bool = Fa
         mask = select(scores, kept, alive)
         return Solved(weight.masked_fill(~mask, 0.0), mask)
 
-    return Solver(name, solve)
+    return Solver(name, solve, norms)
 
 
 def even_rows(scores: Tensor, kept: int, alive: Tensor | None = None) -> Tensor:
@@ -68,14 +69,14 @@ def _best_next(scores: Tensor, candidates: Tensor, more: int) -> Tensor:
 
 
 def _wanda(weight: Tensor, gram: Gram) -> Tensor:
-    return weight.abs() * gram.second.diagonal().to(weight.dtype).sqrt()
+    return weight.abs() * gram.square.to(weight.dtype).sqrt()
 
 
 def _ria(power: float) -> Callable[[Tensor, Gram], Tensor]:
     def score(weight: Tensor, gram: Gram) -> Tensor:
         size = weight.abs()
         share = size / _sums(size, 0) + size / _sums(size, 1)
-        return share * gram.second.diagonal().to(weight.dtype) ** (power / 2)
+        return share * gram.square.to(weight.dtype) ** (power / 2)
 
     return score
 
@@ -93,13 +94,13 @@ def ria_mask_with(power: float = 0.5) -> Solver:
     """
     if not 0 <= power < float("inf"):
         raise ArgumentError(f"RIA takes a power of at least 0, got {power}; the paper has 0.5")
-    return by_score("ria", _ria(power))
+    return by_score("ria", _ria(power), norms=True)
 
 
-magnitude_mask = by_score("magnitude", lambda weight, gram: weight.abs())
+magnitude_mask = by_score("magnitude", lambda weight, gram: weight.abs(), norms=True)
 """``|W_ij|``, over the whole layer; looks at no data."""
 
-wanda_mask = by_score("wanda", _wanda, rows=True)
+wanda_mask = by_score("wanda", _wanda, rows=True, norms=True)
 """``|W_ij| sqrt(E x_j²)`` within each output row (Wanda, arXiv:2306.11695)."""
 
 ria_mask = ria_mask_with()

@@ -36,6 +36,7 @@ class Solver:
 
     Attributes:
         name: as it stands in reports. solve: the method; `__call__` checks what it is given first.
+        norms: it looks at ``square`` and ``mean`` of the inputs alone, so that `Norms` will do in place of a `Gram`.
 
     Example:
         >>> from secateur.choose.patterns import unstructured
@@ -46,6 +47,7 @@ class Solver:
 
     name: str
     solve: Solve
+    norms: bool = False
 
     def __call__(self, weight: Tensor, gram: Gram, pattern: Pattern, kept: int, alive: Tensor | None = None) -> Solved:
         """Prune.

@@ -1,0 +1,184 @@
+"""Pruning through the stream equals the plain loop over a model in memory, on every kind of model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llm.tiny_models import CONFIGS, load, make, tokens, twin, write
+from secateur.choose.patterns import nm, per_row, unstructured
+from secateur.llm.allocate import measured, outliers
+from secateur.llm.prune import Pruning, llm_prune
+from secateur.solve.scores import magnitude_mask, wanda_mask
+from secateur.solve.sparsegpt import sparsegpt
+
+
+def reference_sparsegpt(w: Tensor, h: Tensor, n: int, m: int, damping: float = 0.01) -> Tensor:
+    """The loop of the paper's code, n:m, column by column."""
+    w, h = w.double().clone(), h.double().clone()
+    dead = h.diagonal() == 0
+    h[dead, dead] = 1
+    w[:, dead] = 0
+    h += damping * h.diagonal().mean() * torch.eye(len(h))
+    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    mask = torch.zeros_like(w, dtype=torch.bool)
+    for j in range(w.shape[1]):
+        if j % m == 0:
+            score = w[:, j : j + m] ** 2 / u.diagonal()[j : j + m] ** 2
+            mask[:, j : j + m] = torch.zeros_like(score, dtype=torch.bool).scatter_(
+                1, score.topk(m - n, dim=1, largest=False).indices, True
+            )
+        q = w[:, j].masked_fill(mask[:, j], 0)
+        e = (w[:, j] - q) / u[j, j]
+        w[:, j:] -= e[:, None] * u[j, j:]
+        w[:, j] = q
+    return w
+
+
+def reference_wanda(w: Tensor, h: Tensor, sparsity: float) -> Tensor:
+    score = w.abs() * h.diagonal().sqrt()
+    gone = score.sort(dim=1, stable=True).indices[:, : round(w.shape[1] * sparsity)]
+    return w.scatter(1, gone, 0.0)
+
+
+def adder(name: str, sums: dict[str, Tensor]) -> Callable[[nn.Module, Any], None]:
+    def add(module: nn.Module, args: Any) -> None:
+        x = args[0].reshape(-1, args[0].shape[-1]).double()
+        sums[name] = sums.get(name, 0) + x.T @ x
+
+    return add
+
+
+def plain_loop(model: nn.Module, ids: Tensor, prune: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    """Whole model in memory; blocks in order, each fed by the pruned ones; all inputs of a block from one pass."""
+    layers = model.model.layers
+    for layer in layers:
+        sums: dict[str, Tensor] = {}
+        parts = {name: part for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
+        handles = [part.register_forward_pre_hook(adder(name, sums)) for name, part in parts.items()]
+        with torch.no_grad():
+            model(input_ids=ids)
+        for handle in handles:
+            handle.remove()
+        for name, h in sums.items():
+            weight = layer.get_submodule(name).weight
+            with torch.no_grad():
+                weight.copy_(prune(weight, h / ids.numel()))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["gqa", "mqa", "tied", "biases"])
+def test_sparsegpt_is_the_plain_loop(kind: str, tmp_path: Path) -> None:
+    dense, ids = make(kind), tokens(8, 32)
+    done = llm_prune(write(dense, tmp_path / "dense"), ids, Pruning(sparsegpt, nm(2, 4)), tmp_path / "out", batch=3)
+    expected = plain_loop(twin(dense), ids, lambda w, h: reference_sparsegpt(w, h, 2, 4))
+    found = load(tmp_path / "out")
+    for (name, mine), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine == 0, theirs == 0), name
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    assert done.sparsity == 0.5
+    assert len(done.rows) == 3 * 7
+    assert all(0 < row["error"] < 1 and row["density"] == 0.5 for row in done.rows)
+
+
+def test_wanda_is_the_plain_loop_and_its_errors_are_those_of_the_outputs(tmp_path: Path) -> None:
+    dense, ids = make("gqa"), tokens(8, 32)
+    done = llm_prune(write(dense, tmp_path / "dense"), ids, Pruning(wanda_mask, per_row, 0.25), tmp_path / "out")
+    expected = plain_loop(twin(dense), ids, lambda w, h: reference_wanda(w, h, 0.25))
+    found = load(tmp_path / "out")
+    for (name, mine), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    with torch.no_grad():
+        x = dense.model.layers[0].input_layernorm(dense.model.embed_tokens(ids)).reshape(-1, 32)[::8]  # the sample
+        before, after = (m.model.layers[0].self_attn.q_proj(x) for m in (dense, found))
+        error = float((before - after).square().sum() / before.square().sum())
+    assert done.rows[0]["error"] == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_is_half_zeros_and_runs(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    dense = make(kind, dtype)
+    how = Pruning(sparsegpt, unstructured, 0.5)
+    done = llm_prune(write(dense, tmp_path / "dense"), tokens(8, 32), how, tmp_path / "out")
+    found = load(tmp_path / "out", dtype="auto")
+    assert {p.dtype for p in found.parameters()} == {p.dtype for p in dense.parameters()}
+    zeros = sum(int((p == 0).sum()) for p in found.parameters())
+    assert zeros >= sum(r["shape"][0] * r["shape"][1] - r["kept"] for r in done.rows) > 0
+    pruned = {r["name"].partition("[")[0] for r in done.rows}
+    blocks = {n for n, p in found.named_parameters() if p.dim() > 1 and any(c.isdigit() for c in n)}
+    routers = {n for n in blocks if n.endswith(("mlp.gate.weight", "shared_expert_gate.weight"))}
+    assert pruned == blocks - routers
+    for name, p in found.named_parameters():
+        if name not in pruned:
+            assert torch.equal(p, dense.get_parameter(name)), name
+    with torch.no_grad():
+        assert bool(found(input_ids=tokens()).logits.isfinite().all())
+
+
+def test_what_is_written_is_what_the_next_block_sees(tmp_path: Path) -> None:
+    """In bfloat16 the rounded weights are passed on: a second, dense pass over the result sees the same inputs."""
+    dense, ids = make("gqa", torch.bfloat16), tokens(8, 32)
+    llm_prune(write(dense, tmp_path / "dense"), ids, Pruning(sparsegpt, nm(2, 4)), tmp_path / "out")
+    expected = make("gqa", torch.bfloat16)
+    errors = {
+        r["name"]: r["error"] for r in json.loads((tmp_path / "out" / "llm.json").read_text())["blocks"][2]["matrices"]
+    }
+    found = load(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        states = found(input_ids=ids, output_hidden_states=True).hidden_states[2]
+        x = found.model.layers[2].input_layernorm(states)
+    before = expected.model.layers[2].self_attn.q_proj.weight.float()
+    after = found.model.layers[2].self_attn.q_proj.weight
+    error = float((x @ (before - after).T).square().sum() / (x @ before.T).square().sum())
+    assert errors["model.layers.2.self_attn.q_proj.weight"] == pytest.approx(error, rel=1e-2)
+
+
+def test_outliers_and_measured_allocations_meet_the_sparsity(tmp_path: Path) -> None:
+    dense, ids = make("gqa"), tokens(8, 32)
+    with torch.no_grad():
+        dense.model.layers[1].mlp.up_proj.weight[:, :4] *= 30
+    folder = write(dense, tmp_path / "dense")
+    for i, allocation in enumerate((outliers(), measured())):
+        done = llm_prune(
+            folder, ids, Pruning(magnitude_mask, unstructured, 0.5), tmp_path / f"out{i}", allocation=allocation
+        )
+        assert done.sparsity == pytest.approx(0.5, abs=0.02)
+        densities = [{r["density"] for r in done.rows if r["block"] == b} for b in range(3)]
+        assert len({round(max(d), 2) for d in densities}) > 1
+        if not i:
+            assert max(densities[1]) == pytest.approx(max(max(d) for d in densities))
+            assert max(max(d) for d in densities) - min(min(d) for d in densities) == pytest.approx(0.16, abs=0.01)
+
+
+def test_matrices_can_be_left_out(tmp_path: Path) -> None:
+    dense = make("gqa")
+    how = Pruning(magnitude_mask, unstructured, 0.5, only=["*mlp*"], ignore=["*.1.mlp.up_proj*"])
+    done = llm_prune(write(dense, tmp_path / "dense"), tokens(), how, tmp_path / "out")
+    assert len(done.rows) == 8
+    assert not any("attn" in r["name"] or "1.mlp.up" in r["name"] for r in done.rows)
+
+
+def test_a_model_in_memory_is_left_as_it_was(tmp_path: Path) -> None:
+    dense = make("tied")
+    before = {n: t.clone() for n, t in dense.state_dict().items()}
+    llm_prune(dense, tokens(), Pruning(wanda_mask, unstructured), tmp_path / "out")
+    assert all(torch.equal(t, before[n]) for n, t in dense.state_dict().items())
+    found = load(tmp_path / "out")
+    assert float((found.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+
+
+def test_one_by_one_and_cross_and_held_run(tmp_path: Path) -> None:
+    folder = write(make("gqa"), tmp_path / "dense")
+    plain = Pruning(sparsegpt, nm(2, 4))
+    for i, how in enumerate((plain, Pruning(sparsegpt, nm(2, 4), one_by_one=True, held=0.5, cross=True))):
+        llm_prune(folder, tokens(8, 32), how, tmp_path / f"out{i}", batch=2)
+    a, b = load(tmp_path / "out0"), load(tmp_path / "out1")
+    assert not torch.equal(a.model.layers[2].mlp.up_proj.weight, b.model.layers[2].mlp.up_proj.weight)
