@@ -48,7 +48,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "rows": rows,
         "sections": dict(report.sections),
     }
-    checked: dict[str, Any] = _finite(check(_plain(data, ""), "report"))
+    checked: dict[str, Any] = finite(check(_plain(data, ""), "report"))
     return checked
 
 
@@ -154,12 +154,13 @@ def _plain(value: Any, path: str) -> Any:
     raise FormatError(f"report: {path} holds a {type(value).__name__}; give numbers, strings, lists and dicts only")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same, numbers that JSON has no word for as the strings ``NaN``, ``Infinity`` and ``-Infinity``."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list) else value
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
