@@ -35,7 +35,7 @@ def can(solver: Solver, pattern: Pattern) -> bool:
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=ids)
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
-@pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_counts_are_exact_in_every_pattern(solver: Solver, pattern: Pattern, density: float) -> None:
     if not can(solver, pattern):
         return

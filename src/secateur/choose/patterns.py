@@ -211,10 +211,11 @@ def best_of_groups(groups: Tensor, n: int, alive: Tensor | None) -> Tensor:
         return torch.zeros(groups.shape, dtype=torch.bool, device=groups.device).scatter_(0, order, True)
     better = torch.zeros(groups.shape, dtype=torch.int8, device=groups.device)  # how many come before it
     for j in range(m):
+        better[j] += m - 1 - j  # all later ones, less those that it comes before
         for i in range(j):
-            first = groups[i] >= groups[j]
+            first = (groups[i] >= groups[j]).view(torch.int8)
             better[j] += first
-            better[i] += ~first
+            better[i] -= first
     out: Tensor = better < n
     return out
 

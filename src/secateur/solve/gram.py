@@ -19,7 +19,7 @@ T = TypeVar("T")
 PANEL = 512
 """Columns of a second moment that one product makes, from the diagonal on: nearly half of the work is saved."""
 
-PRECISE = 2048
+PRECISE = 1024
 """Up to so many inputs a factor is found in float64, where that costs little; above, in the moment's own type."""
 
 LIMIT = 1.0
