@@ -3,8 +3,8 @@
 Experiment ``memory``; case ``secateur/METHOD/1.5B`` with the metrics ``checkpoint_gb``, ``limit_gb`` (which the
 operating system enforces on the process: ``RLIMIT_AS``, its whole address space, mapped files included), ``peak_gb``
 (largest resident set of the process), ``resumed_peak_gb`` (of the run that was killed with SIGKILL in the middle and
-resumed) and ``identical_files`` (1 where the two folders agree byte for byte). The checkpoint is a Llama of random bf16
-weights, 30 blocks of width 2048, made shard by shard.
+resumed), ``seconds`` of both, and ``identical_files`` (1 where the two folders agree byte for byte, but for the report,
+which tells times). The checkpoint is a Llama of random bf16 weights, 30 blocks of width 2048, made shard by shard.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from transformers import LlamaConfig
 
 from _rows import Figure
 from secateur.atomic import write_bytes
+from secateur.llm.prune import REPORT
 
 LIMIT = 6_000_000_000
 BUDGET = "1GB"
@@ -148,10 +149,10 @@ def kill_at_half(command: list[str | Path], seconds: float) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of every file, by name."""
+    """Of every file but the report, by name."""
     found = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.name != REPORT:
             with file.open("rb") as f:
                 found[str(file.relative_to(folder))] = hashlib.file_digest(f, "blake2b").hexdigest()
     return found
