@@ -19,7 +19,7 @@ _METHODS = {
     "secateur/admm": "ADMM",
     "secateur/alps": "ALPS",
     "secateur/alps+owl": "ALPS, OWL",
-    "secateur/best": "the default",
+    "secateur/admm+dense_targets": "ADMM towards the dense model's outputs",
 }
 PATTERNS = ("50%", "60%", "70%", "2:4")
 

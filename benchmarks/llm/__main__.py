@@ -31,7 +31,7 @@ def run(name: str) -> None:
     for part, make in module.parts(quick()).items():
         if any(fnmatch.fnmatch(part, glob) for glob in globs):
             file = f"llm-{name}-{part.translate(str.maketrans('/:', '--'))}"
-            figures = kept(file, make, *(HERE / f"{recipe}.py" for recipe in module.RECIPE))
+            figures = kept(file, make, *(HERE / f"{source}.py" for source in module.recipe(part)))
             _experiments.report(getattr(module, "EXPERIMENT", name), figures, only_these_cases=True)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from safetensors.torch import load_file
+
+from secateur.choose.patterns import nm
 from secateur.llm.allocate import outliers, uniform
 from secateur.llm.memory import bytes_in
 from secateur.llm.prune import Pruning, llm_prune
@@ -17,8 +19,6 @@ from secateur.solve.admm import admm, alps
 from secateur.solve.dsnot import dsnot
 from secateur.solve.scores import magnitude_mask, ria_mask, wanda_mask
 from secateur.solve.sparsegpt import sparsegpt
-
-from secateur.choose.patterns import nm
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "magnitude": {"solver": magnitude_mask},
@@ -28,7 +28,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "sparsegpt": {"solver": sparsegpt},
     "admm": {"solver": admm},
     "alps": {"solver": alps},
-    "best": {"solver": alps},
+    "admm+dense_targets": {"solver": admm, "cross": True},
 }
 """Name in the results -> arguments of `Pruning`."""
 

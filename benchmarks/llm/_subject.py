@@ -124,7 +124,7 @@ def run(arguments: Sequence[str | Path]) -> Ran:
     Raises:
         RuntimeError: it failed; with the end of what it said.
     """
-    log = FOLDER / "last.log"
+    log = FOLDER / f"last-{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with log.open("wb") as out:
@@ -154,7 +154,7 @@ def plain(model: Path, tokens: Path, method: str, pattern: str, out: Path) -> li
 
 def perplexity_of(folder: Path) -> dict[str, float]:
     """``perplexity`` and ``sparsity`` (of the linear layers of the blocks) of a saved folder, in a clean process."""
-    report = FOLDER / "judged.json"
+    report = FOLDER / f"judged-{os.getpid()}.json"
     report.unlink(missing_ok=True)
     run([sys.executable, HERE / "_judge.py", folder, evaluation_file(), report])
     found: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))

@@ -33,8 +33,11 @@ from secateur.llm.prune import REPORT
 LIMIT = 6_000_000_000
 BUDGET = "1GB"
 """Of activations and what else the stream keeps: its ``--memory``."""
-RECIPE = ("memory", "_subject", "_ours", "_limited")
-"""Files that state how the figures are made."""
+
+
+def recipe(part: str) -> tuple[str, ...]:
+    """Files that state how a part is made."""
+    return ("memory", "_subject", "_ours", "_limited")
 
 
 def config(small: bool) -> LlamaConfig:

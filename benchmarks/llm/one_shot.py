@@ -15,17 +15,21 @@ import _subject
 
 from _rows import Figure
 
+BEST = "admm+dense_targets"
 PATTERNS = ("50%", "2:4", "70%", "60%")
 OURS = {
-    "50%": ("sparsegpt", "wanda", "magnitude", "best", "alps", "admm", "ria", "wanda+dsnot", "sparsegpt+owl"),
-    "2:4": ("sparsegpt", "wanda", "magnitude", "best", "alps", "admm", "ria"),
-    "70%": ("sparsegpt", "best", "alps", "admm", "sparsegpt+owl", "wanda"),
-    "60%": ("sparsegpt", "wanda", "magnitude", "best"),
+    "50%": ("sparsegpt", "wanda", "magnitude", BEST, "admm", "alps", "ria", "wanda+dsnot", "sparsegpt+owl"),
+    "2:4": ("sparsegpt", "wanda", "magnitude", BEST, "admm", "ria"),
+    "70%": ("sparsegpt", BEST, "admm", "alps", "sparsegpt+owl", "wanda"),
+    "60%": ("sparsegpt", "wanda", "magnitude", BEST),
 }
-"""``best`` is what the library does where no method is named."""
+COMMANDS = {"secateur": _subject.ours, "plain": _subject.plain, "llmcompressor": _subject.peers}
+SCRIPTS = {"secateur": ("_ours",), "plain": ("_plain",), "llmcompressor": ("_peer",)}
 
-RECIPE = ("_subject", "_data", "_judge", "_ours", "_plain", "_peer")
-"""Files that state how the figures are made."""
+
+def recipe(part: str) -> tuple[str, ...]:
+    """Files that state how a part is made."""
+    return ("_subject", "_data", "_judge", *SCRIPTS.get(part.partition("/")[0], ()))
 
 
 def figures_of(case: str, command: Callable[..., list[object]] | None, method: str, pattern: str) -> list[Figure]:
@@ -43,7 +47,6 @@ def figures_of(case: str, command: Callable[..., list[object]] | None, method: s
 
 def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:
     """One part a method and pattern."""
-    commands = {"secateur": _subject.ours, "plain": _subject.plain, "llmcompressor": _subject.peers}
     wanted = [("secateur", method, pattern) for pattern in PATTERNS for method in OURS[pattern]]
     wanted += [("plain", m, p) for p in ("50%", "2:4") for m in ("magnitude", "wanda", "sparsegpt")]
     wanted += [("plain", "sparsegpt", "70%")]
@@ -53,5 +56,5 @@ def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:
     out = {"dense": functools.partial(figures_of, "dense", None, "", "")}
     for library, method, pattern in wanted:
         case = f"{library}/{method}/{pattern}"
-        out[case] = functools.partial(figures_of, case, commands[library], method, pattern)
+        out[case] = functools.partial(figures_of, case, COMMANDS[library], method, pattern)
     return out

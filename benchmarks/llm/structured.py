@@ -16,8 +16,6 @@ import _subject
 
 from _rows import Figure
 
-RECIPE = ("_subject", "_data", "_judge", "_shrink")
-"""Files that state how the figures are made."""
 PARAMETERS = 134_515_008
 BLOCK = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576
 """Of the dense model, and of one of its blocks."""
@@ -25,6 +23,11 @@ NEURONS = 100 * 30 * 3 * 576 * 384 / PARAMETERS
 DEPTH = 100 * 3 * BLOCK / PARAMETERS
 SIZES = (10, 20, 30)
 METHODS = ("obs", "flap", "depth", "mixed", "mixed+distilled")
+
+
+def recipe(part: str) -> tuple[str, ...]:
+    """Files that state how a part is made."""
+    return ("_subject", "_data", "_judge", "_shrink")
 
 
 def figures_of(case: str, method: str, removed: float) -> list[Figure]:

@@ -17,17 +17,20 @@ from collections.abc import Callable, Sequence
 import _subject
 import torch
 from safetensors.torch import load_file
-from secateur.solve.gram import Gram
-from secateur.solve.scores import wanda_mask
 from torch import Tensor
 
 from _rows import Figure
 from secateur.choose.patterns import unstructured
+from secateur.solve.gram import Gram
+from secateur.solve.scores import wanda_mask
 
 EXPERIMENT = "time"
 CASES = (("sparsegpt", "50%"), ("wanda", "50%"), ("sparsegpt", "2:4"))
-RECIPE = ("timing", "_subject", "_data", "_ours", "_peer")
-"""Files that state how the figures are made."""
+
+
+def recipe(part: str) -> tuple[str, ...]:
+    """Files that state how a part is made."""
+    return ("timing", "_subject", "_data", "_ours", "_peer")
 
 
 def commands(method: str, pattern: str, turns: int, peer: bool) -> list[Figure]:
