@@ -5,18 +5,21 @@ METHOD is one of `WAYS`; ``+distilled`` after it trains the result towards the d
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from secateur.llm.recover_folder import recover_folder
 from secateur.llm.shrink.options import mixed, ranked, uniform
 from secateur.llm.shrink.run import llm_shrink, of_params
-from torch import Tensor
 
 import secateur as sc
 
+STEPS = 32
+"""Of four windows: twice through the calibration text."""
 _FLAP = {"criterion": sc.flap, "allocate": ranked, "layers": False, "damping": None, "ridge": None}
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "neurons_obs": {"kinds": ("neuron",), "layers": False, "allocate": uniform},
@@ -45,12 +48,8 @@ def main(model: str, tokens: str, method: str, removed: str, out: str) -> None:
     place = Path(out).with_name(f"{Path(out).name}-cut") if then else Path(out)
     llm_shrink(model, windows, [of_params(1 - float(removed) / 100)], place, **WAYS[way])
     if then:
-        distilled(model, place, windows, Path(out))
-
-
-def distilled(model: str, cut: Path, windows: Tensor, out: Path) -> None:
-    """Recovered by the dense model's predictions."""
-    raise NotImplementedError
+        recover_folder(place, model, windows, out, steps=STEPS, batch=4)
+        shutil.rmtree(place)
 
 
 if __name__ == "__main__":
