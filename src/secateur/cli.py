@@ -56,6 +56,8 @@ from secateur.cli_common import (
     seed_,
 )
 from secateur.cli_front import front, take
+from secateur.cli_llm import app as llm_app
+from secateur.cli_llm_shrink import shrink
 from secateur.cli_sparse import sparsify, tickets
 from secateur.cli_target import target as target_app
 from secateur.errors import ArgumentError, BudgetError, SecateurError
@@ -293,6 +295,8 @@ def schema(
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
+llm_app.command(epilog=EXITS)(shrink)
+app.add_typer(llm_app)
 for _command in (advise, front, take):
     app.command(epilog=EXITS)(_command)
 

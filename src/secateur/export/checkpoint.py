@@ -104,28 +104,43 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
     about = header.get("model")
     if about is None:
         raise FormatError(f"{path} holds a plan without a model: use sc.load_plan")
-    weights = path / "model.safetensors"
-    if not weights.is_file():
-        raise FormatError(f"{weights} is missing: the folder is incomplete")
-    if file_hash(weights) != about["sha256"]:
-        raise FormatError(f"{weights} is damaged or was replaced: its hash is not the one in plan.json")
+    weights = checked_weights(path, about["sha256"])
     model = build(path, about, factory_or_config)
     built, saved = type(model).__qualname__, about["class"].partition(":")[2]
     if built != saved:
         raise PlanError(f"{path} holds a {saved}, and a {built} was built for it: give what built the model")
     apply_(plan, model)
-    try:
-        state = load_file(weights)
-    except SafetensorError as error:
-        raise FormatError(f"{weights} cannot be read: {error}") from error
+    state: dict[str, Tensor] = {}
+    for file in weights:
+        try:
+            state |= load_file(file)
+        except SafetensorError as error:
+            raise FormatError(f"{file} cannot be read: {error}") from error
     state |= {name: state[first] for name, first in about["shared"].items()}
     if wrong := differing(model, state):
         raise PlanError(
-            f"the model that was built does not match {weights}: {wrong[:4]} differ"
+            f"the model that was built does not match {weights[0]}: {wrong[:4]} differ"
             f"{'' if about['factory'] is None else ' (it was made by ' + about['factory'] + ')'}"
         )
     load_state_(model, state, about["unsaved"])
     return model.eval()
+
+
+def checked_weights(folder: Path, hashes: str | Mapping[str, str]) -> list[Path]:
+    """The files of a folder's weights: ``model.safetensors``, or shards with a hash each.
+
+    Raises:
+        FormatError: one is missing or damaged.
+    """
+    files = []
+    for name, expected in ({"model.safetensors": hashes} if isinstance(hashes, str) else hashes).items():
+        file = folder / name
+        if not file.is_file():
+            raise FormatError(f"{file} is missing: the folder is incomplete")
+        if file_hash(file) != expected:
+            raise FormatError(f"{file} is damaged or was replaced: its hash is not the one in plan.json")
+        files.append(file)
+    return files
 
 
 def differing(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -83,6 +83,15 @@ def save_pretrained(
         raise FormatError(_refusal(model, search, wanted, closest))
 
 
+def configurations(model: nn.Module, plan: Plan) -> Iterator[Any]:
+    """Configurations of transformers that build the shapes of a cut model, those with the fewest changes first.
+
+    Args:
+        model: the cut model; parameters on the meta device will do. plan: what cut it.
+    """
+    yield from _Search(model, plan).configs(_shapes(model))
+
+
 def _outputs(model: nn.Module, example: Example | None) -> tuple[list[Tensor], Example]:
     given: Any = getattr(model, "dummy_inputs", None) if example is None else example
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -57,7 +57,7 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     for name, old in named.items():
         if id(old) not in memo:
             whole = old.detach()
-            new = _cut(plan, name, whole)
+            new = cut_tensor(plan, name, whole)
             memo[id(old)] = _like(old, new.clone() if new is whole else new)
     said = _said(model, named)
     small = duplicate(model, memo)
@@ -86,10 +86,10 @@ def apply_(plan: Plan, model: nn.Module) -> nn.Module:
         if id(old) not in done:
             done.add(id(old))
             whole = old.detach()
-            new = _cut(plan, name, whole)
+            new = cut_tensor(plan, name, whole)
             if new is whole:  # nothing of it goes
                 continue
-            grad = None if old.grad is None else _cut(plan, name, old.grad)
+            grad = None if old.grad is None else cut_tensor(plan, name, old.grad)
             old.grad = None
             if old.requires_grad:  # only another dtype makes autograd forget the old shape while a graph is alive
                 old.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
@@ -154,7 +154,7 @@ def apply_to_optimizer_(plan: Plan, optimizer: torch.optim.Optimizer, model: nn.
         state = optimizer.state.pop(parameter)
         if mine is not None:
             optimizer.state[mine] = {
-                key: _cut(plan, name, v) if isinstance(v, Tensor) and tuple(v.shape) == sizes[name] else v
+                key: cut_tensor(plan, name, v) if isinstance(v, Tensor) and tuple(v.shape) == sizes[name] else v
                 for key, v in state.items()
             }
 
@@ -203,7 +203,8 @@ def _check(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _cut(plan: Plan, name: str, tensor: Tensor) -> Tensor:
+def cut_tensor(plan: Plan, name: str, tensor: Tensor) -> Tensor:
+    """What a plan leaves of a tensor, by its name in the whole model."""
     for dim in range(tensor.dim()):
         keep = plan.axes.get((name, dim))
         if keep is not None:

@@ -1,0 +1,171 @@
+"""``secateur llm shrink``: KV groups, neurons and layers out of a language model, for a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from secateur.cli_common import Force, Json, Seed, print_json, say
+from secateur.cli_llm import (
+    Calibration,
+    Device,
+    LlmModel,
+    Memory,
+    Samples,
+    Window,
+    block_progress,
+    calibration_tokens,
+    opened,
+)
+from secateur.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from secateur.llm.shrink.run import Asked, Shrinking, Shrunk
+
+KINDS = {"heads": "head", "neurons": "neuron"}
+BUDGETS = "params, macs, kv, prefill or decode"
+
+
+def shrink(
+    model: LlmModel,
+    out: Annotated[Path, typer.Option(help="Folder for the result; the same command takes up a killed run.")],
+    budget: Annotated[list[str], typer.Option(help=f"NAME=PERCENT of dense, several allowed: {BUDGETS}.")],
+    score: Annotated[str, typer.Option(help="obs, flap, magnitude or taylor: which units go first.")] = "obs",
+    kinds: Annotated[str, typer.Option(help="What may go: heads, neurons, layers.")] = "heads,neurons,layers",
+    calibration: Calibration = None,
+    samples: Samples = 128,
+    window: Window = 2048,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="All blocks alike, so that plain from_pretrained loads the result.")
+    ] = False,
+    multiple: Annotated[int, typer.Option(min=1, help="Kept neurons are multiples of this.")] = 8,
+    residual: Annotated[
+        float, typer.Option(min=0, max=1, help="How much of what the stream has lost a refit makes up for.")
+    ] = 1.0,
+    memory: Memory = None,
+    device: Device = "cpu",
+    seed: Seed = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Cut a language model down to a budget, without training: fewer KV groups, neurons and layers in its blocks."""
+    from secateur.llm.memory import bytes_in
+    from secateur.llm.shrink.run import llm_shrink
+
+    source = opened(model)
+    tokens = calibration_tokens(source, calibration, samples, window, seed or 0)
+    how = shrinking(score, kinds, uniform, multiple, residual, model, tokens)
+    asked = [budget_of(text, window) for text in budget]
+    with block_progress() as told:
+        limit = None if memory is None else bytes_in(memory)
+        done = llm_shrink(source, tokens, asked, out, how, device=device, memory=limit, progress=told, force=force)
+    if as_json:
+        print_json(report_of(done))
+        return
+    Console().print(table_of(done))
+    say(f"{len(done.choice.dropped)} of {len(done.rows)} blocks went whole; model: {done.folder}")
+
+
+def shrinking(
+    score: str, kinds: str, uniform: bool, multiple: int, residual: float, model: str, tokens: Any
+) -> Shrinking:
+    """What the options say.
+
+    Raises:
+        ArgumentError: one is unknown.
+    """
+    from secateur.llm.shrink import options
+    from secateur.llm.shrink.ladder import fluctuation
+    from secateur.llm.shrink.run import Shrinking
+    from secateur.score.criteria import magnitude, obs
+
+    named = [k.strip() for k in kinds.split(",") if k.strip()]
+    if wrong := [k for k in named if k not in (*KINDS, "layers")]:
+        raise ArgumentError(f"--kinds {wrong[0]!r}: write some of heads, neurons, layers, with commas between")
+    criteria = {"obs": obs, "magnitude": magnitude, "flap": fluctuation}
+    if score not in (*criteria, "taylor"):
+        raise ArgumentError(f"--score {score!r}: write one of obs, flap, magnitude, taylor")
+    criterion, stats = (criteria[score], None) if score in criteria else _taylor(model, tokens)
+    flap = score == "flap"
+    allocate = options.uniform if uniform else options.ranked if flap else options.mixed
+    return Shrinking(
+        criterion, stats, [KINDS[k] for k in named if k in KINDS], "layers" in named, allocate, {"neuron": multiple},
+        None if flap else 1e-2, None if flap else 1e-2, residual,
+    )  # fmt: skip
+
+
+def budget_of(text: str, window: int) -> Asked:
+    """``NAME=PERCENT`` as a budget.
+
+    Raises:
+        ArgumentError: it is not of that form.
+
+    Example:
+        >>> callable(budget_of("params=75%", 512))
+        True
+    """
+    from secateur.llm.shrink import run
+    from secateur.targets.eager import eager
+
+    name, _, value = text.partition("=")
+    try:
+        part = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        part = 0.0
+    if not 0 < part <= 1:
+        raise ArgumentError(f"--budget {text!r} is not NAME=PERCENT, such as params=75%; NAME is {BUDGETS}")
+    known = {
+        "params": lambda: run.of_params(part),
+        "macs": lambda: run.of_macs(part, window),
+        "kv": lambda: run.of_kv(part, window),
+        "prefill": lambda: run.of_prefill(part, eager, window),
+        "decode": lambda: run.of_decode(part, eager),
+    }
+    if name not in known:
+        raise ArgumentError(f"--budget {text!r}: {name!r} is not {BUDGETS}")
+    return known[name]()
+
+
+def _taylor(model: str, tokens: Any) -> tuple[Any, Any]:
+    """First-order terms of the loss of the next token: the whole model and its gradients are in memory for it."""
+    from secateur.export.prepare import need
+    from secateur.score.calibrate import contributions
+    from secateur.score.criteria import taylor
+
+    (transformers,) = need("huggingface", "transformers")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model, local_files_only=True)
+    whole.config.use_cache = False
+    batches = [{"input_ids": row[None], "labels": row[None]} for row in tokens]
+    return taylor, contributions(whole, batches, lambda output, targets, generator: output.loss)
+
+
+def report_of(done: Shrunk) -> dict[str, Any]:
+    """What was asked and achieved, as JSON."""
+    budgets = {
+        p.name: {"unit": p.unit, "dense": p.dense, "asked": p.limit, "achieved": done.reached[p.name]}
+        for p in done.prices
+    }
+    return {
+        "folder": str(done.folder), "budgets": budgets, "dropped": list(done.choice.dropped),
+        "kept": dict(done.choice.kept), "predicted_divergence": done.choice.error,
+    }  # fmt: skip
+
+
+def table_of(done: Shrunk) -> Table:
+    """What was asked beside what was achieved, and what each block keeps."""
+    table = Table("what", "dense", "asked", "achieved")
+    for p in done.prices:
+        unit = f" {p.unit}".rstrip()
+        table.add_row(p.name, *(f"{v:,.6g}{unit}" for v in (p.dense, p.limit, done.reached[p.name])))
+    table.add_section()
+    for row in done.rows:
+        kept = ", ".join(f"{name.rpartition(':')[2]} {n}" for name, n in row["kept"].items())
+        error = max((after for _, after in row.get("errors", {}).values()), default=None)
+        table.add_row(
+            row["path"], "", "dropped" if row["dropped"] else kept, "" if error is None else f"error {error:.4f}"
+        )
+    return table

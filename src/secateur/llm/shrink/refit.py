@@ -1,0 +1,166 @@
+"""What stays makes up for what goes: least squares in one block, in the model that is cut so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import DataError
+from secateur.llm.shrink.ladder import spread
+from secateur.score.calibrate import Moment, real
+from secateur.score.capture import from_matrix, matrix
+from secateur.score.obs import damped
+from secateur.solve.refit import observe
+from secateur.types import Example
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A weight that loses inputs.
+
+    Attributes:
+        in_dim: the axis that is summed over. columns: bool over it, True stays. bias: what goes with it, or None:
+            told by how the weight is used.
+    """
+
+    in_dim: int
+    columns: Tensor
+    bias: str | None = None
+
+
+def make_up_(block: nn.Module, kept: Mapping[str, Kept], moments: Mapping[str, Moment], damping: float) -> None:
+    """Zero the columns that go; those that stay are the least squares of what the dense block was fed.
+
+    ``W_S = W H_{:,S} (H_SS)⁻¹`` with ``H`` the damped second moment: the end of the optimal brain surgeon's steps.
+    With a bias ``H`` is the covariance, and the bias makes up for the means.
+    """
+    named = dict(block.named_parameters())
+    for name, k in kept.items():
+        m, parameter = moments[name], named[name]
+        w = matrix(parameter.detach().double(), k.in_dim)
+        h, s = damped(spread(m), damping), k.columns.to(w.device)
+        new = torch.zeros_like(w)
+        new[:, s] = torch.linalg.solve(h[s][:, s], (w @ h[:, s]).T).T
+        _write(named, name, k, w, new, m)
+
+
+def centre_(block: nn.Module, kept: Mapping[str, Kept], moments: Mapping[str, Moment]) -> None:
+    """Zero the columns that go; where there is a bias it takes over their means: ``b += W_P E[x_P]`` (FLAP)."""
+    named = dict(block.named_parameters())
+    for name, k in kept.items():
+        w = matrix(named[name].detach().double(), k.in_dim)
+        _write(named, name, k, w, w * k.columns.to(w.device), moments[name])
+
+
+def _write(named: Mapping[str, Tensor], name: str, kept: Kept, old: Tensor, new: Tensor, m: Moment) -> None:
+    with torch.no_grad():
+        named[name].copy_(from_matrix(new, named[name], kept.in_dim))
+        if m.bias is not None:
+            named[m.bias].add_((old - new) @ (m.first / m.n))
+
+
+@dataclass(eq=False)
+class _Sums:
+    """``sum x xᵀ``, ``sum y xᵀ`` over rows, x with a constant appended where there is a bias; ``sum y²``."""
+
+    gram: Tensor
+    cross: Tensor
+    energy: float = 0.0
+
+
+Pairs: TypeAlias = Callable[[], Iterable[tuple[Example, Example]]]
+"""Examples of a block by batch: in the cut model, and in the dense one."""
+
+
+def refit_(
+    small: nn.Module,
+    dense: nn.Module,
+    pairs: Pairs,
+    kept: Mapping[str, Kept],
+    damping: float | None = 1e-2,
+    ridge: float = 1e-2,
+    residual: float = 1.0,
+) -> dict[str, tuple[float, float]]:
+    """Take columns out of a block's weights and refit them, in the order of execution; (error before, after) by weight.
+
+    ``min_W || Y - W x ||² + ridge mean(diag H) || W - W_0 ||²`` over the columns that stay: ``x`` is what the cut
+    block is fed in the cut model, ``Y`` what the dense block makes in the dense model, ``W_0`` what `make_up_` gives on
+    the dense inputs (or `centre_`, without damping). Where the output is added to a residual stream, ``Y`` also makes
+    up for ``residual`` times what that stream has lost so far. A fit that would be worse than ``W_0`` is not taken.
+
+    Args:
+        small: a copy of the dense block, changed in place. dense: the block.
+        pairs: called once a weight. kept: weights that lose inputs.
+
+    Time: a part of a pass of both blocks, and d³, a weight. Memory: d² doubles, twice.
+    """
+    first = next(iter(pairs()))[1]
+    report: dict[str, tuple[float, float]] = {}
+    for name, (use, _) in observe(dense, first, list(kept)).items():
+        k = replace(kept[name], bias=use.bias)
+        moment, sums = _gather(small, dense, pairs, name, k, residual)
+        if damping is None:
+            centre_(small, {name: k}, {name: moment})
+        else:
+            make_up_(small, {name: k}, {name: moment}, damping)
+        report[name] = _solve_(small, sums, name, k, ridge)
+    return report
+
+
+def _gather(
+    small: nn.Module, dense: nn.Module, pairs: Pairs, name: str, kept: Kept, residual: float
+) -> tuple[Moment, _Sums]:
+    """Moments of the dense inputs, and sums over the inputs in the cut model."""
+    weight, s = dict(small.named_parameters())[name], kept.columns.to(next(small.parameters()).device)
+    outputs, inner = weight.shape[1 - kept.in_dim], int(s.sum()) + (kept.bias is not None)
+    zeros = torch.zeros(len(s), len(s), dtype=torch.float64, device=weight.device)
+    moment = Moment(zeros, zeros[0].clone(), 0, kept.in_dim, 1, kept.bias)
+    sums = _Sums(zeros.new_zeros(inner, inner), zeros.new_zeros(outputs, inner))
+    for number, (mine, theirs) in enumerate(pairs()):
+        target, stream = observe(dense, theirs, [name], number)[name]
+        c, own = observe(small, mine, [name], number)[name]
+        rows, x, y = real(target.rows()), real(c.rows())[:, s], real(target.outputs())
+        if kept.bias is not None:
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        if stream is not None:
+            if own is None:
+                raise DataError(f"{name} feeds a residual stream in the dense block but not in the cut one")
+            y = y + residual * (real(c.outputs(stream)) - real(c.outputs(own)))
+        moment.second += (rows.T @ rows).double()
+        moment.first += rows.double().sum(0)
+        moment.n += len(rows)
+        sums.gram += (x.T @ x).double()
+        sums.cross += (y.T @ x).double()
+        sums.energy += float(y.double().square().sum())
+    return moment, sums
+
+
+def _solve_(small: nn.Module, sums: _Sums, name: str, kept: Kept, damping: float) -> tuple[float, float]:
+    named = dict(small.named_parameters())
+    old = matrix(named[name].detach().double(), kept.in_dim)[:, kept.columns.to(sums.gram.device)]
+    if kept.bias is not None:
+        old = torch.cat([old, named[kept.bias].detach().double()[:, None]], 1)
+    inner = old.shape[1] - (kept.bias is not None)
+    ridge = damping * float(sums.gram.diagonal()[:inner].mean())
+    penalty = torch.full((old.shape[1],), ridge + 1e-12, dtype=old.dtype, device=old.device)
+    penalty[inner:] = 1e-8 * ridge + 1e-12
+    new = torch.linalg.solve(sums.gram + torch.diag(penalty), (sums.cross + old * penalty).T).T
+    before, after, energy = _error(sums, old), _error(sums, new), max(sums.energy, 1e-300)
+    if not bool(torch.isfinite(new).all()) or after > before:
+        return before / energy, before / energy
+    with torch.no_grad():
+        whole = torch.zeros(len(new), len(kept.columns), dtype=new.dtype, device=new.device)
+        whole[:, kept.columns.to(new.device)] = new[:, :inner]
+        named[name].copy_(from_matrix(whole, named[name], kept.in_dim))
+        if kept.bias is not None:
+            named[kept.bias].copy_(new[:, -1])
+    return before / energy, max(after, 0.0) / energy
+
+
+def _error(sums: _Sums, weight: Tensor) -> float:
+    """``sum || y - W x ||²``."""
+    return sums.energy - 2 * float((weight * sums.cross).sum()) + float(((weight @ sums.gram) * weight).sum())

@@ -1,0 +1,139 @@
+"""The dense pass: the order of a block's units, the error of every count, and what cuts cost the predictions."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.graph.couple import Groups
+from secateur.llm.live import Live
+from secateur.llm.recording import HOLE, Call
+from secateur.llm.shrink.effect import Effects
+from secateur.llm.shrink.ladder import Ladder, ladder
+from secateur.llm.shrink.refit import Kept, centre_, make_up_
+from secateur.llm.shrink.units import Family, kept_columns
+from secateur.score.calibrate import Moment, moments
+from secateur.types import Bools, Criterion, Example
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyor:
+    """What is done in every block of the dense pass; as a work of the stream it returns a row.
+
+    Attributes:
+        families: of all blocks. criterion: ranks units. stats: what it needs beside the inputs' moments, or None.
+        damping: of least squares. refit: whether what stays makes up for what goes.
+        effects: measures what cuts cost, or None. levels: parts of each family that are cut to measure.
+        drops: whether to measure each block's absence.
+    """
+
+    families: Sequence[Family]
+    criterion: Criterion
+    stats: Any = None
+    damping: float = 1e-2
+    refit: bool = True
+    effects: Effects | None = None
+    levels: Sequence[float] = (0.25, 0.6)
+    drops: bool = True
+
+    def __call__(self, live: Live) -> dict[str, Any]:
+        """Ladders of the block's families by name: ``order``, ``errors``; and ``influence`` of the block."""
+        mine = [f for f in self.families if f.block == live.index]
+        seen = moments_of(live, mine)
+        found = {
+            f.name: ladder(live.module, f, seen, self.criterion, self.stats, self.damping, self.refit) for f in mine
+        }
+        if self.effects is not None:
+            changed: list[tuple[str, nn.Module | None]] = [("drop", None)] if self.drops else []
+            for f in mine:
+                for kept in probes(f.units, self.levels):
+                    chosen = [(f, found[f.name].keep(kept))]
+                    small = masked(live.module, chosen, seen, self.damping if self.refit else None)
+                    changed.append((f"{f.name}@{kept}", small))
+            self.effects.step(live, [(f"{live.index}/{key}", module) for key, module in changed])
+        ladders = {
+            n: {"order": x.order.tolist(), "errors": x.errors.tolist(), "scores": x.scores.tolist()}
+            for n, x in found.items()
+        }
+        return {"ladders": ladders, "influence": influence(live)}
+
+
+def probes(units: int, levels: Sequence[float]) -> list[int]:
+    """How many units are kept where a family's effect is measured, descending; a family of one is not cut.
+
+    Example:
+        >>> probes(3, (0.25, 0.6)), probes(1536, (0.25, 0.6)), probes(1, (0.25,))
+        ([2, 1], [1152, 614], [])
+    """
+    return sorted({units - max(1, round(level * units)) for level in levels} - {0}, reverse=True)
+
+
+def ladder_of(row: Mapping[str, Any]) -> Ladder:
+    """A ladder from its row."""
+    return Ladder(np.array(row["order"], np.int64), np.array(row["errors"], float), np.array(row["scores"], float))
+
+
+def example_of(block: nn.Module, call: Call, hidden: Tensor) -> Example:
+    """What a call passes to a block, by name."""
+
+    def fill(value: Any) -> Any:
+        return hidden.clone() if value is HOLE else value
+
+    given = inspect.signature(block.forward).bind(
+        *(fill(a) for a in call.args), **{k: fill(v) for k, v in call.kwargs.items()}
+    )
+    named = dict(given.arguments)
+    for name, parameter in inspect.signature(block.forward).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(name, {})
+    return named
+
+
+def moments_of(live: Live, families: Sequence[Family]) -> dict[str, Moment]:
+    """Second moments of what the families' consumers are fed, by their names in the block."""
+    if not families:
+        return {}
+    batches = (example_of(live.module, live.calls[i], live.hidden[i]) for i in range(len(live)))
+    groups: Groups = [f.local for f in families]  # type: ignore[assignment]  # only their slices are looked at
+    return moments(live.module, batches, groups)
+
+
+def kept_of(chosen: Sequence[tuple[Family, Bools]], block: nn.Module, every: bool = False) -> dict[str, Kept]:
+    """Consumers in a block that lose inputs, or every one."""
+    named, found = dict(block.named_parameters()), dict[str, Kept]()
+    for family, keep in chosen:
+        for name, (dim, _) in family.consumers().items() if every or not keep.all() else ():
+            columns = kept_columns(family, keep, name, named[name].shape[dim])
+            if name in found:
+                columns = columns & found[name].columns
+            found[name] = Kept(dim, columns)
+    return found
+
+
+def masked(
+    block: nn.Module, chosen: Sequence[tuple[Family, Bools]], seen: Mapping[str, Moment], damping: float | None
+) -> nn.Module:
+    """A copy of a block without some units; the rest made to make up for them, by their means alone if None."""
+    small = copy.deepcopy(block)
+    kept = kept_of(chosen, block)
+    if damping is None:
+        centre_(small, kept, seen)
+    else:
+        make_up_(small, kept, seen, damping)
+    return small
+
+
+def influence(live: Live) -> float:
+    """``1 - E[cos(h_in, h_out)]``: ShortGPT's block influence (arXiv:2403.03853)."""
+    total, rows = 0.0, 0
+    for given, made in zip(live.inputs(), live.outputs(), strict=True):
+        cosines = F.cosine_similarity(given.float(), made.float(), dim=-1).double()
+        total, rows = total + float(cosines.sum()), rows + cosines.numel()
+    return 1 - total / rows

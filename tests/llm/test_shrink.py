@@ -1,0 +1,236 @@
+"""Language models are shrunk: masked equals cut, exact costs and choices, folders that load."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file
+from shrinking import gpt2, llama, neox, qwen2, texts
+from torch import nn
+from torch.nn import functional as F
+
+import secateur as sc
+from secateur.errors import BudgetError
+from secateur.llm.shrink.depth import greedy_depth
+from secateur.llm.shrink.hollow import hollow, kv_cache, params
+from secateur.llm.shrink.ladder import fluctuation
+from secateur.llm.shrink.options import Menu, Price, cost_of, mixed, ranked, uniform
+from secateur.llm.shrink.prices import Anatomy, priced
+from secateur.llm.shrink.run import Shrinking, llm_shrink, of_kv, of_params
+from secateur.llm.shrink.survey import kept_of
+from secateur.llm.source import Source
+
+KINDS = ("head", "neuron")
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "gqa": llama,
+    "mqa_tied_biased": lambda: llama(
+        num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
+    "gpt2": gpt2,
+    "neox": neox,
+    "qwen2": qwen2,
+}
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=texts(2, seed=5), use_cache=False).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_masked_consumers_are_the_cut_model(name: str) -> None:
+    model = MODELS[name]().double()
+    anatomy = Anatomy.of(Source.open(model), KINDS)
+    rng = np.random.default_rng(0)
+    keep = {}
+    for f in anatomy.families:
+        keep[f.name] = np.ones(f.units, bool)
+        keep[f.name][rng.permutation(f.units)[: max(1, f.units // 2)]] = False
+    assert {f.block for f in anatomy.families} == {0, 1, 2}
+    small = sc.apply(anatomy.cut(keep), model)
+    masked = copy.deepcopy(model)
+    for b, path in enumerate(anatomy.paths):
+        block = masked.get_submodule(path)
+        chosen = [(f, keep[f.name]) for f in anatomy.families if f.block == b]
+        for weight, kept in kept_of(chosen, block).items():
+            tensor = block.get_parameter(weight).data
+            tensor.index_fill_(kept.in_dim, torch.nonzero(~kept.columns)[:, 0], 0.0)
+    assert params(small) < params(model)
+    assert float((logits(small) - logits(masked)).abs().max()) < 1e-10
+    assert float((logits(small) - logits(model)).abs().max()) > 1e-3
+
+
+def test_costs_are_counted_exactly_and_cache_bytes_are_real() -> None:
+    anatomy = Anatomy.of(Source.open(llama()), KINDS)
+    how = Shrinking()
+    offered = how.offered(anatomy.families)
+    prices = [of_params(0.5)(anatomy, offered), of_kv(0.5, 10)(anatomy, offered)]
+    n = {f.name: int(offered[f.name][0]) for f in anatomy.families if f.block != 1}
+    from secateur.llm.shrink.options import Choice
+
+    choice = Choice(n, (1,), 0.0)
+    menu = Menu(3, anatomy.families, offered, {}, np.zeros(3), {})
+    keep = {f.name: np.arange(f.units) < n[f.name] for f in anatomy.families if f.name in n}
+    small = sc.apply(anatomy.cut(keep, [1]), anatomy.skeleton)
+    assert cost_of(choice, menu, prices[0]) == params(small)
+    with torch.no_grad():
+        cache = hollow(small)(input_ids=texts(1, 10), use_cache=True).past_key_values
+    real = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert cost_of(choice, menu, prices[1]) == kv_cache(10)(hollow(small)) == real == 2 * 2 * 8 * 10 * 4
+
+
+def small_menu(seed: int, blocks: int = 3) -> tuple[Menu, list[Price]]:
+    """Random errors and savings; families only by name, kind and block."""
+    rng = np.random.default_rng(seed)
+    anatomy = Anatomy.of(Source.open(llama(num_hidden_layers=blocks)), KINDS)
+    offered = {
+        f.name: np.arange(1, (2 if f.kind == "head" else 4) + 1) * (f.units // (2 if f.kind == "head" else 4))
+        for f in anatomy.families
+    }
+    errors = {f.name: np.sort(rng.random(len(offered[f.name])))[::-1] for f in anatomy.families}
+    for e in errors.values():
+        e[-1] = 0
+    saved = [{n: np.sort(rng.integers(1, 30, len(c)))[::-1] * 1.0 for n, c in offered.items()} for _ in range(2)]
+    for s in saved:
+        for v in s.values():
+            v[-1] = 0
+    drop, gone = rng.random(blocks) * 3, [rng.integers(60, 99, blocks) * 1.0 for _ in range(2)]
+    scores = {f.name: rng.random(f.units) for f in anatomy.families}
+    prices = [Price(f"c{i}", "", 400.0, saved[i], gone[i], 400.0 - 90 * (1 + i)) for i in range(2)]
+    return Menu(blocks, anatomy.families, offered, errors, drop, scores), prices
+
+
+def test_mixed_choices_are_the_best_of_all() -> None:
+    for seed in range(3):
+        menu, prices = small_menu(seed)
+        best = np.inf
+        per_block = []
+        for b in range(menu.blocks):
+            options: list[tuple[float, list[float]]] = [(menu.drop[b], [p.dropped[b] for p in prices])]
+            fs = menu.of(b)
+            for at in itertools.product(*(range(len(menu.counts[f.name])) for f in fs)):
+                loss = sum(menu.errors[f.name][i] for f, i in zip(fs, at, strict=True))
+                options.append((loss, [sum(p.saved[f.name][i] for f, i in zip(fs, at, strict=True)) for p in prices]))
+            per_block.append(options)
+        for combination in itertools.product(*per_block):
+            if all(p.dense - sum(c[1][i] for c in combination) <= p.limit for i, p in enumerate(prices)):
+                best = min(best, sum(c[0] for c in combination))
+        found = mixed(menu, prices)
+        assert found.error == pytest.approx(best)
+        assert all(cost_of(found, menu, p) <= p.limit for p in prices)
+        assert uniform(menu, prices).error >= best - 1e-12
+
+
+def test_budgets_that_cannot_be_met_name_the_closest() -> None:
+    menu, prices = small_menu(0)
+    few = [Price("c0", "", 400.0, prices[0].saved, prices[0].dropped, 1.0)]
+    for allocate in (mixed, uniform, ranked):
+        with pytest.raises(BudgetError, match="least that can be reached is"):
+            allocate(menu, few)
+
+
+@pytest.mark.parametrize("name", ["gqa", "mqa_tied_biased", "gpt2"])
+def test_a_mixed_plan_loads_again(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    done = llm_shrink(model, texts(), [of_params(0.75)], tmp_path / "o", Shrinking(probes=2), batch=4)
+    assert done.reached["params"] <= 0.75 * params(model)
+    loaded = sc.load(done.folder)
+    assert params(loaded) == done.reached["params"]
+    expected = sc.apply(done.plan, model)
+    expected.load_state_dict(load_file(done.folder / "model.safetensors"), strict=False)
+    assert torch.equal(logits(loaded), logits(expected))
+    dense, cut = logits(model), logits(loaded)
+    assert float((cut - dense).square().mean()) < float(dense.square().mean())
+
+
+@pytest.mark.parametrize("name", ["gqa", "mqa_tied_biased"])
+def test_a_uniform_plan_loads_by_from_pretrained(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    how = Shrinking(allocate=uniform, probes=2)
+    done = llm_shrink(model, texts(), [of_params(0.7)], tmp_path / "o", how, batch=4)
+    assert json.loads((done.folder / "shrink.json").read_text())["loads_with"].endswith("from_pretrained")
+    loaded = tf.AutoModelForCausalLM.from_pretrained(done.folder).eval()
+    expected = sc.apply(done.plan, model)
+    expected.load_state_dict(load_file(done.folder / "model.safetensors"), strict=False)
+    assert params(loaded) == done.reached["params"]
+    assert torch.equal(logits(loaded), logits(expected))
+
+
+def keeps(seen: list[torch.Tensor]) -> Callable[..., None]:
+    return lambda module, args, output: seen.append(output)
+
+
+def test_flap_keeps_the_expected_output(tmp_path: Path) -> None:
+    """On the calibration tokens the mean output of a cut weight with a bias is what it was."""
+    model = gpt2(n_layer=1)
+    how = Shrinking(fluctuation, kinds=("neuron",), layers=False, allocate=ranked, damping=None, ridge=None)
+    done = llm_shrink(model, texts(), [of_params(0.8)], tmp_path / "o", how, batch=8)
+    small = tf.AutoModelForCausalLM.from_pretrained(done.folder).eval()
+    means = []
+    for net in (model, small):
+        seen: list[torch.Tensor] = []
+        handle = net.transformer.h[0].mlp.register_forward_hook(keeps(seen))  # type: ignore[union-attr, operator]
+        with torch.no_grad():
+            net(input_ids=texts(), use_cache=False)
+        handle.remove()
+        means.append(seen[0].flatten(0, 1).mean(0))
+    assert torch.allclose(means[0], means[1], atol=1e-5)
+    assert params(small) <= 0.8 * params(model)
+
+
+def test_greedy_depth_is_the_plain_loop() -> None:
+    model, tokens = llama(num_hidden_layers=4), texts(4)
+    found = greedy_depth(Source.open(model), tokens, 2, batch=2)
+
+    def loss(gone: set[int]) -> float:
+        less = copy.deepcopy(model)
+        less.model.layers = nn.ModuleList(b for i, b in enumerate(less.model.layers) if i not in gone)  # type: ignore[union-attr, arg-type]
+        with torch.no_grad():
+            scores = less(input_ids=tokens, use_cache=False).logits
+        return float(F.cross_entropy(scores[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
+
+    gone: set[int] = set()
+    for block, value in found:
+        trials = {b: loss(gone | {b}) for b in range(4) if b not in gone}
+        assert block == min(trials, key=lambda b: trials[b])
+        assert value == pytest.approx(trials[block], rel=1e-5)
+        gone.add(block)
+
+
+def test_a_killed_survey_and_cut_go_on(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    model = llama()
+    whole = llm_shrink(model, texts(), [of_params(0.75)], tmp_path / "whole", Shrinking(), batch=4)
+    for when in (2, 5):
+        calls = itertools.count()
+
+        def stop(done: int, of: int, words: str, calls: itertools.count[int] = calls, when: int = when) -> None:
+            if next(calls) == when:
+                raise Killed
+
+        out = tmp_path / f"o{when}"
+        with pytest.raises(Killed):
+            llm_shrink(model, texts(), [of_params(0.75)], out, Shrinking(), batch=4, progress=stop)
+        again = llm_shrink(model, texts(), [of_params(0.75)], out, Shrinking(), batch=4)
+        assert again.choice == whole.choice
+        for file in ("model.safetensors", "plan.safetensors"):
+            assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+
+
+def test_prices_of_units_add_up_to_the_whole() -> None:
+    anatomy = Anatomy.of(Source.open(gpt2()), KINDS)
+    offered = Shrinking().offered(anatomy.families)
+    price = priced(anatomy, offered, "params", "", params, lambda dense: dense)
+    keep = {f.name: np.arange(f.units) < offered[f.name][0] for f in anatomy.families}
+    saved = sum(price.saved[f.name][0] for f in anatomy.families)
+    assert params(sc.apply(anatomy.cut(keep), anatomy.skeleton)) == price.dense - saved

@@ -1,0 +1,60 @@
+"""``secateur llm shrink``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers as tf
+from safetensors.torch import save_file
+from shrinking import llama, texts
+
+from secateur.cli import main
+from secateur.cli_llm_shrink import budget_of, shrinking
+from secateur.errors import ArgumentError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    llama().save_pretrained(tmp_path / "model")
+    save_file({"tokens": texts()}, tmp_path / "tokens.safetensors")
+    return tmp_path
+
+
+def test_a_folder_is_shrunk_to_two_budgets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llm", "shrink", str(folder / "model"), "--out", str(folder / "small"), "--uniform", "--json"]
+    words += ["--budget", "params=80%", "--budget", "kv=50%", "--window", "16", "--kinds", "heads,neurons"]
+    assert main([*words, "--calibration", str(folder / "tokens.safetensors")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for name, budget in told["budgets"].items():
+        assert budget["achieved"] <= budget["asked"] < budget["dense"], name
+    small = tf.AutoModelForCausalLM.from_pretrained(folder / "small")
+    assert small.config.num_key_value_heads == 1
+    assert sum(p.numel() for p in small.parameters()) == told["budgets"]["params"]["achieved"]
+    assert (folder / "small" / "generation_config.json").is_file()
+
+
+def test_times_are_budgets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llm", "shrink", str(folder / "model"), "--out", str(folder / "small"), "--window", "16"]
+    words += ["--budget", "prefill=90%", "--budget", "decode=95%"]
+    assert main([*words, "--calibration", str(folder / "tokens.safetensors")]) == 0
+    assert "prefill" in capsys.readouterr().out
+
+
+def test_a_budget_out_of_reach_is_refused_with_the_closest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llm", "shrink", str(folder / "model"), "--out", str(folder / "small"), "--kinds", "neurons"]
+    words += ["--budget", "params=5%", "--calibration", str(folder / "tokens.safetensors")]
+    assert main(words) == 2
+    assert "the least that can be reached is" in capsys.readouterr().err
+
+
+def test_wrong_words_are_told() -> None:
+    with pytest.raises(ArgumentError, match="NAME=PERCENT"):
+        budget_of("params", 8)
+    with pytest.raises(ArgumentError, match="'size' is not params"):
+        budget_of("size=50%", 8)
+    with pytest.raises(ArgumentError, match="--kinds 'experts'"):
+        shrinking("obs", "experts", False, 8, 1.0, "", None)
+    with pytest.raises(ArgumentError, match="--score 'best'"):
+        shrinking("best", "neurons", False, 8, 1.0, "", None)
