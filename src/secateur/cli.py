@@ -57,6 +57,8 @@ from secateur.cli_common import (
 )
 from secateur.cli_front import front, take
 from secateur.cli_llm import app as llm_app
+from secateur.cli_llm_experts import experts
+from secateur.cli_llm_recover import recover
 from secateur.cli_llm_shrink import shrink
 from secateur.cli_sparse import sparsify, tickets
 from secateur.cli_target import target as target_app
@@ -295,7 +297,8 @@ def schema(
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
-llm_app.command(epilog=EXITS)(shrink)
+for _command in (experts, recover, shrink):
+    llm_app.command(epilog=EXITS)(_command)
 app.add_typer(llm_app)
 for _command in (advise, front, take):
     app.command(epilog=EXITS)(_command)

@@ -244,6 +244,19 @@ def test_family(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_where_one_expert_is_chosen_two_must_stay() -> None:
+    """They are counted over a range of numbers, which one number is not."""
+    make = build("MixtralModel", "mixtral", **{**SIZES, "num_experts_per_tok": 1}, num_local_experts=8)
+    torch.manual_seed(0)
+    model, x = make(), tokens()
+    groups = sc.couple(sc.trace(model, x), rules=sc.EXPERT_RULES)
+    assert [(g.units, g.least) for g in groups if g.kind == "expert"] == [(8, 2)] * 2
+    plan = sc.random_plan(groups, 0.9, seed=0)
+    report = sc.verify(model, plan, sc.apply(plan, model), x)
+    assert report.ok, report.rows
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_configuration_says_how_many_experts_are_left(tmp_path: Any) -> None:
     torch.manual_seed(0)
     model, x = FAMILIES["mixtral"](), families.ids()

@@ -177,10 +177,7 @@ class Source:
 
     def carried(self) -> list[Path]:
         """Files that go with the weights: tokenizer, generation settings, code; not the weights and their index."""
-        if self.folder is None:
-            return []
-        files = [p for p in sorted(self.folder.iterdir()) if p.is_file() and p.suffix in _CARRIED]
-        return [p for p in files if not p.name.endswith(".index.json") and not p.name.startswith(".")]
+        return [] if self.folder is None else carried_from(self.folder)
 
     def identity(self) -> str:
         """SHA-256 of the configuration, of names, shapes and types, and of the ends of every tensor's bytes."""
@@ -199,6 +196,12 @@ class Source:
             ends = torch.cat([ends[:256], ends[-256:]]).cpu().contiguous().view(torch.uint8)
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode() + ends.numpy().tobytes())
         return sha.hexdigest()
+
+
+def carried_from(folder: Path) -> list[Path]:
+    """Files of a folder that go with the weights."""
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in _CARRIED]
+    return [p for p in files if not p.name.endswith(".index.json") and not p.name.startswith(".")]
 
 
 def put_(module: nn.Module, name: str, value: Tensor) -> None:

@@ -178,6 +178,33 @@ class Masks:
         """Zero what an optimizer remembers of masked entries: momentum would fill them again once they are let go."""
         self._zero_(self._remembered(own(optimizer)))
 
+    def hold(self) -> Callable[[], None]:
+        """Zero the gradients of masked entries as they come, whatever optimizer uses them; returns what undoes this.
+
+        A weight that is zero, whose gradient always was, stays zero in every step of SGD and of Adam and its kin,
+        weight decay or not: for loops whose optimizer is made later. Clipping measures the other entries alone.
+
+        Example:
+            >>> net = nn.Linear(2, 2)
+            >>> masks = Masks(net, {"weight": torch.eye(2, dtype=torch.bool)})
+            >>> masks.apply_()
+            >>> undo = masks.hold()
+            >>> net(torch.ones(1, 2)).sum().backward()
+            >>> net.weight.grad[0, 1].item(), undo()
+            (0.0, None)
+        """
+
+        def zeroed(name: str) -> Callable[[Tensor], None]:
+            return lambda w: None if w.grad is None else self._zero_([(name, w.grad)])
+
+        handles = [w.register_post_accumulate_grad_hook(zeroed(n)) for n, w in self.weights.items() if w.requires_grad]
+
+        def undo() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return undo
+
     def gradients_(self) -> None:
         """Zero the gradients of masked entries, so that clipping measures the others alone.
 

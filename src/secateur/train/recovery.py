@@ -61,7 +61,7 @@ class Recovery:
     """
 
     name: str
-    run: Callable[[nn.Module, nn.Module, Plan], History]
+    run: Callable[[nn.Module, nn.Module, Plan | None], History]
 
 
 def finetune(train: Callable[[nn.Module], nn.Module | None], name: str = "fine-tuning") -> Recovery:

@@ -209,6 +209,7 @@ def histc(axes: Axes, call: Call, points: Ints) -> list[Axis]:
         raise ValueError(f"{call['bins']} bins from {call['min']} to {call['max']}")
     _expect(axes, call, points)
     _expect(axes, call, points, -1)
+    axes.least.append((points, 2))  # a range from 0 to 0 would mean that of the data
     axes.vanishing[call.out.index] = 0
     return [points]
 
