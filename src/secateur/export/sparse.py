@@ -113,7 +113,7 @@ def save_sparse(
     tensors: dict[str, Tensor] = {}
     listed: dict[str, dict[str, Any]] = {}
     for name, tensor in state.items():
-        stored, entry = _stored(name, tensor, given.get(name))
+        stored, entry = stored_form(name, tensor, given.get(name))
         masked = name in given if masks is not None else entry["kept"] is not None and tensor.dim() >= 2
         tensors, listed[name] = tensors | stored, {**entry, "masked": masked}
     folder = Path(path)
@@ -129,7 +129,7 @@ def save_sparse(
         }
         _write_config(model, temporary)
         header = {"format": FORMAT, "version": VERSION, "model": about, "tensors": listed}
-        write_bytes(temporary / HEADER, _json({**header, "header_sha256": _digest(header)}))
+        write_bytes(temporary / HEADER, header_bytes(header))
         if extra is not None:
             extra(temporary)
     return folder
@@ -197,8 +197,8 @@ def load_masks(path: Path | str) -> dict[str, Tensor]:
     return found
 
 
-def _stored(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What is written for a tensor, and its line in the header."""
+def stored_form(name: str, tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is written for a tensor, and its line in the header, but for ``masked``."""
     entry = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "kept": None}
     if tensor.is_complex() or tensor.element_size() not in _BITS:
         return {name: tensor}, entry
@@ -284,6 +284,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     if not whole or header.pop("header_sha256", None) != _digest(header):
         raise FormatError(f"{file} is damaged: a field is missing or was changed")
     return dict(header)
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """``sparse.json``, with the digest of what it says."""
+    return _json({**header, "header_sha256": _digest(header)})
 
 
 def _json(header: Mapping[str, Any]) -> bytes:

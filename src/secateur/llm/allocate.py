@@ -131,4 +131,4 @@ def _dense(task: Task, fed: Callable[[Live], Any]) -> Any:
         with torch.no_grad():
             yield live, fed(live)
         if index < len(walk) - 1:
-            walk.pass_on(live, {})
+            walk.pass_on(live)

@@ -138,6 +138,7 @@ def llm_prune(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     dense_inputs: bool = False,
+    packed: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Pruned:
@@ -154,13 +155,14 @@ def llm_prune(
         how: solver, pattern, sparsity, what is pruned. out: folder of the result; the same call takes up a killed run.
         allocation: how dense each block becomes: `uniform`, `outliers` (OWL), `measured`.
         batch: samples at once. memory: bytes that the process may take, see `stream`. device, dtype: to compute in.
-        dense_inputs: see above. force: replace what is in the folder.
+        dense_inputs: see above. packed: write the sparse format of `secateur.load_sparse`.
+        force: replace what is in the folder.
         progress: hears ``(blocks done, blocks, words)``.
 
     Raises:
         DataError: a token beyond the vocabulary, no text, inputs that are not finite, a singular second moment.
         FormatError: the checkpoint is damaged. BudgetError: the memory does not suffice.
-        ArgumentError: the folder is in use. OSError: the disk is full: the same call goes on.
+        ArgumentError: the folder is in use. FormatError: the disk is full: the same call goes on.
 
     Memory: see `stream`; and for each matrix two more of its size, and what the solver makes of a second moment.
     """
@@ -179,11 +181,12 @@ def llm_prune(
         report = report_of(source, how, allocation, given, rows, time.perf_counter() - start)
         return Change(extra=lambda folder: write_bytes(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode()))
 
-    signature = {"llm": "prune", **how.told(), "allocation": settings(allocation), "batch": batch}
+    signature = {"llm": "prune", **how.told(), "allocation": settings(allocation), "batch": batch, "packed": packed}
     done: Streamed = stream(
         source, given, lambda live: prune_block(live, how), out,
-        batch=batch, memory=memory, moments=1 + (how.held > 0) + how.cross, device=device, dtype=dtype, dense=how.cross, dense_inputs=dense_inputs,
-        signature=signature, prepare=prepare, change=change, progress=progress, force=force,
+        batch=batch, memory=memory, moments=0 if how.solver.norms else 1 + (how.held > 0) + how.cross, device=device,
+        dtype=dtype, dense=how.cross, dense_inputs=dense_inputs, signature=signature, prepare=prepare, change=change,
+        progress=progress, packed=packed, force=force,
     )  # fmt: skip
     report = json.loads((done.folder / REPORT).read_text(encoding="utf-8"))
     return Pruned(done.folder, [m for row in done.rows for m in row["matrices"]], report)
@@ -248,7 +251,7 @@ def _solve(live: Live, how: Pruning, key: str, matrix: Tensor, gram: Fed, densit
         solved = how.solver(weight, cast(Gram, gram), how.pattern, kept).weight  # norms stand in where they suffice
     except PlanError as error:
         raise PlanError(f"{name}: {error}") from error
-    error = relative_error(weight, solved, gram)  # now: `weight` may be the matrix itself
+    lost = relative_error(weight, solved, gram)  # now: `weight` may be the matrix itself
     matrix.copy_(solved)
     return {
         "block": live.index,
@@ -256,7 +259,7 @@ def _solve(live: Live, how: Pruning, key: str, matrix: Tensor, gram: Fed, densit
         "shape": list(weight.shape),
         "kept": kept,
         "density": kept / max(weight.numel(), 1),
-        "error": error,
+        "error": lost,
         "seconds": round(time.perf_counter() - start, 3),
     }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.atomic import sync, write_bytes
+from secateur.errors import DataError
 from secateur.llm.source import CONFIG, INDEX, WEIGHTS, Source
 from secateur.llm.tensor_files import Made, read, stored_in, write
 
@@ -42,9 +44,15 @@ class Blocks:
             count += 1
         return count
 
-    def save(self, index: int, tensors: Mapping[str, Tensor], row: Mapping[str, Any]) -> None:
-        """Write a block: it counts as done when its row is there."""
-        write(self.file(index), [Made.of(name, t) for name, t in tensors.items()])
+    def save(
+        self, index: int, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], row: Mapping[str, Any]
+    ) -> None:
+        """Write a block, its tensors in the checkpoint's types: it counts as done when its row is there."""
+        kinds = {n: dtypes.get(n, t.dtype) if t.is_floating_point() else t.dtype for n, t in tensors.items()}
+        write(
+            self.file(index),
+            [Made(n, tuple(t.shape), kinds[n], partial(rounded, t, kinds[n])) for n, t in tensors.items()],
+        )
         write_bytes(self._row(index), (json.dumps(row, indent=1) + "\n").encode())
 
     def row(self, index: int) -> dict[str, Any]:
@@ -52,9 +60,9 @@ class Blocks:
         found: dict[str, Any] = json.loads(self._row(index).read_text(encoding="utf-8"))
         return found
 
-    def tensors(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a block, read."""
-        return {name: read(stored) for name, stored in stored_in(self.file(index)).items()}
+    def tensors(self, index: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a block, read one at a time."""
+        return ((name, read(stored)) for name, stored in stored_in(self.file(index)).items())
 
 
 def finish(
@@ -78,7 +86,7 @@ def finish(
     Memory: one tensor.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    groups = _grouped(tensors, shard)
+    groups = _grouped(tensors, shard) if tensors else []
     names = (
         [WEIGHTS]
         if len(groups) == 1
@@ -130,10 +138,16 @@ def _json(value: Any) -> bytes:
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor on the CPU in the checkpoint's type; what was zero still is, and nothing else is inf.
+    """A tensor on the CPU in the checkpoint's type; what was zero still is.
+
+    Raises:
+        DataError: a value is too large for the type.
 
     Example:
         >>> rounded(torch.tensor([1.00001]), torch.bfloat16)
         tensor([1.], dtype=torch.bfloat16)
     """
-    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+    out = tensor.detach().to("cpu", dtype).contiguous()
+    if dtype == torch.float16 and bool((out.isinf() & tensor.cpu().isfinite()).any()):
+        raise DataError("a solved weight is too large for float16, the checkpoint's type: give a larger damping")
+    return out

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from secateur.atomic import write_bytes
 from secateur.digest import digest_of
+from secateur.errors import ArgumentError, FormatError, SecateurError
 from secateur.llm import together
 from secateur.llm.live import Live
-from secateur.llm.shards import Blocks, finish, rounded
+from secateur.llm.packed import by_module, write_packed
+from secateur.llm.shards import Blocks, finish
 from secateur.llm.source import CONFIG, Source
 from secateur.llm.tensor_files import Made, stored_in, write
 from secateur.llm.walk import Progress, Walk, batches_of
@@ -76,6 +79,7 @@ def stream(
     prepare: Callable[[], Any] | None = None,
     memory: float | None = None,
     moments: int = 1,
+    packed: bool = False,
     force: bool = False,
 ) -> Streamed:
     """Run work over the blocks of a model and write the result as a folder.
@@ -97,19 +101,20 @@ def stream(
         memory: bytes that the process may take: hidden states that do not fit go to disk, in the output folder.
         moments: how many second moments of an input the work holds at once, for that.
         progress: hears ``(blocks done, blocks, words)``.
+        packed: write the sparse format, which `secateur.load_sparse` reads, in the place of the checkpoint's.
         force: replace what is in the folder.
 
     Raises:
         ArgumentError: the folder holds something else, or an unfinished run of another call.
         DataError: tokens that the model does not have. TraceError: it cannot be run block by block.
-        OSError: the disk is full; what is done is kept, and the same call goes on.
+        FormatError: the disk is full: what is done is kept, and the same call goes on.
 
     Memory: one block in ``dtype``, what the work needs, and the hidden states, unless ``memory`` sends them to disk.
     """
     batches = batches_of(tokens, batch)
     asked = {**(signature or {}), "model": source.identity(), "tokens": digest_of(named(batches)), "dtype": str(dtype)}
     asked |= {"dense": dense, "dense_inputs": dense_inputs}
-    with claimed(out, asked, force) as folder:
+    with claimed(out, asked, force) as folder, room_on(folder.path):
         blocks = Blocks(folder.work / "blocks")
         prepared = _prepared(folder.work / "prepared.json", prepare)
         walk = Walk.begin(
@@ -124,9 +129,23 @@ def stream(
             progress(len(walk), len(walk), "writing")
         rows = [blocks.row(i) for i in range(len(walk))]
         if together.rank() == 0:
-            _publish(folder, walk, blocks, change(rows))
+            _publish(folder, walk, blocks, change(rows), packed)
         together.wait()
     return Streamed(Path(out), rows)
+
+
+@contextmanager
+def room_on(folder: Path) -> Iterator[None]:
+    """Say what to do where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise FormatError(
+            f"no room to write {folder} ({error.strerror}): the blocks that are done are kept there; make room, and "
+            "the same call goes on"
+        ) from error
 
 
 def named(batches: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
@@ -156,8 +175,7 @@ def _step(
         row = {"index": index, "path": live.path, "seconds": round(time.perf_counter() - start, 3), **told}
         if together.rank() == 0:
             kinds = {n: walk.source.dtype_of(f"{live.path}.{n}") for n in known}
-            state = {n: rounded(t, kinds.get(n, t.dtype)) for n, t in live.module.state_dict().items()}
-            blocks.save(index, state, row)
+            blocks.save(index, live.module.state_dict(), kinds, row)
         together.wait()
     if index < len(walk) - 1:
         walk.pass_on(live, blocks.tensors(index))
@@ -176,10 +194,22 @@ def _prepared(file: Path, prepare: Callable[[], Any] | None) -> Any:
     return together.first_tells(found)
 
 
-def _publish(folder: Folder, walk: Walk, blocks: Blocks, change: Change) -> None:
+def _publish(folder: Folder, walk: Walk, blocks: Blocks, change: Change, packed: bool) -> None:
     """Put the result together in the work folder, and then in its place, the configuration last."""
     result = folder.work / "result"
-    finish(result, walk.source, _result(walk, blocks, change), change.config, change.extra)
+    result.mkdir(exist_ok=True)
+    for path in result.glob(".*"):  # what a killed run was writing
+        path.unlink()
+    if packed:
+        done = {
+            f"{walk.paths[i]}.{n}": Made.copied(f"{walk.paths[i]}.{n}", stored)
+            for i in range(len(walk))
+            for n, stored in stored_in(blocks.file(i)).items()
+        }
+        write_packed(result, walk.source, walk.skeleton, by_module(walk.source, walk.skeleton, done))
+        finish(result, walk.source, [], change.config, change.extra)
+    else:
+        finish(result, walk.source, _result(walk, blocks, change), change.config, change.extra)
     cleared(folder)
     for path in sorted(result.iterdir(), key=lambda p: p.name == CONFIG):
         path.replace(folder.path / path.name)
@@ -199,7 +229,7 @@ def _result(walk: Walk, blocks: Blocks, change: Change) -> list[Made]:
         file = blocks.file(i)
         names = {n: change.names(f"{walk.paths[i]}.{n}") for n in stored_in(file)}
         if source.merged(n for n in names.values() if n is not None):
-            whole = {new: t for n, t in blocks.tensors(i).items() if (new := names[n]) is not None}
+            whole = {new: t for n, t in blocks.tensors(i) if (new := names[n]) is not None}
             file = file.with_suffix(".split")
             write(file, [Made.of(n, t) for n, t in source.stored_as(walk.skeleton, whole).items()])
             made += [Made.copied(n, s) for n, s in stored_in(file).items()]
@@ -211,12 +241,18 @@ def _result(walk: Walk, blocks: Blocks, change: Change) -> list[Made]:
 
 @contextmanager
 def claimed(out: str | Path, asked: Mapping[str, Any], force: bool) -> Iterator[Folder]:
-    """The output folder, taken by the first process for all."""
-    if together.rank() == 0:
-        with claim(out, asked, force) as folder:
-            together.wait()
-            yield folder
-    else:
-        together.wait()
+    """The output folder, taken by the first process for all; if it cannot be, all know."""
+    if together.rank():
+        if problem := together.first_tells(None):
+            raise ArgumentError(problem)
         path = Path(out).expanduser()
         yield Folder(path, path / WORK, False, asked)
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(claim(out, asked, force))
+        except SecateurError as error:
+            together.first_tells(str(error))
+            raise
+        together.first_tells(None)
+        yield folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,7 +164,7 @@ class Walk:
         """A block that is done, of the shape that the work gave it; its values come with `pass_on`."""
         return self._live(index, self.hidden, module)
 
-    def pass_on(self, live: Live, values: Mapping[str, Tensor]) -> None:
+    def pass_on(self, live: Live, values: Iterable[tuple[str, Tensor]] = ()) -> None:
         """Make the inputs of the next block, by a block with its new values; with dense inputs, with its old ones."""
         if self.dense is not None:
             twin = live.dense if live.make_dense is not None else self._live(live.index, self.dense)
@@ -173,7 +173,7 @@ class Walk:
         if self.dense_inputs:
             live.module = self.source.fill_(self.block(live.index), live.path, self.dtype, self.device)
         else:
-            for name, value in values.items():
+            for name, value in values:
                 put_(live.module, name, value.to(self.device, self.dtype if value.is_floating_point() else value.dtype))
             for name, buffer in live.module.named_buffers():
                 put_(live.module, name, buffer.to(self.device))

@@ -38,6 +38,16 @@ OURS = (
     "baselines",
     ".front.json.*",
     ".report.html.*",
+    "llm.json",
+    "model*.safetensors.index.json",
+    "generation_config.json",
+    "tokenizer*",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "README.md",
 )
 """What a folder of ours may hold."""
 
@@ -140,14 +150,15 @@ def read_arguments(path: str | Path) -> dict[str, Any]:
 def _may_resume(path: Path, arguments: Mapping[str, Any], force: bool) -> bool:
     """Whether to go on with what is there; raises where it must stay as it is."""
     found = sorted(p.name for p in path.iterdir() if p.name != WORK)
-    strange = [n for n in found if not any(fnmatch.fnmatch(n, ours) for ours in OURS)]
-    if strange or (found and not {"plan.json", "sparse.json", "front.json"} & set(found)):
+    strange = [n for n in found if not any(fnmatch.fnmatch(n, glob) for glob in OURS)]
+    unfinished, finished = _arguments_in(path / WORK), _arguments_in(path)
+    ours = unfinished == dict(arguments)  # a killed run may have put a part of its result in place
+    if strange or (found and not ours and not {"plan.json", "sparse.json", "front.json", "llm.json"} & set(found)):
         what = f"holds {', '.join(strange[:3])}" if strange else "is not empty"
         raise ArgumentError(f"output {path} {what}, which secateur did not write: give another --out")
     if force:
         return False
-    unfinished, finished = _arguments_in(path / WORK), _arguments_in(path)
-    if unfinished == dict(arguments):
+    if ours:
         return True
     if found:
         same = finished == dict(arguments)
