@@ -6,6 +6,7 @@ the first hundred of the unlabelled ones make the evaluation text, those after t
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def calibration_text() -> str:
     return "\n\n".join(_models.materials.bbc_news().unlabelled[_JUDGED : 3 * _JUDGED])
 
 
+@functools.cache
 def tokenizer(folder: Path | str | None = None) -> Any:
     """The tokenizer of a model's folder; None: that of SmolLM2-135M."""
     from transformers import AutoTokenizer

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from secateur.cli_common import EXITS, Force, Json, Seed, print_json, say
+from secateur.cli_llm_eval import evaluate
 from secateur.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from secateur.llm.prune import Pruned
 
 app = typer.Typer(name="llm", help="Prune language models, one block in memory at a time.", no_args_is_help=True)
+app.command("eval", epilog=EXITS)(evaluate)
 
 MODEL = "Folder of a transformers model (config.json and safetensors), or a .gguf file."
 METHODS = "magnitude, wanda, ria, sparsegpt, least_squares, admm, alps, dsnot"

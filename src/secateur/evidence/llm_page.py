@@ -122,7 +122,9 @@ def _trade(index: int, what: str, found: Sequence[Mapping[str, Any]]) -> dict[st
 
 def _facts(data: Mapping[str, Any]) -> dict[str, str]:
     facts = {"class": data.get("class", ""), "dense": data["dense"] or ""}
-    facts |= {str(k): str(v) for k, v in (data["made_by"].get("made") or {}).items() if isinstance(v, (str, int, float))}
+    facts |= {
+        str(k): str(v) for k, v in (data["made_by"].get("made") or {}).items() if isinstance(v, (str, int, float))
+    }
     facts |= {str(k): str(v) for k, v in data["made"].get("versions", {}).items()}
     facts |= {str(k): str(v) for k, v in data["made"].get("machine", {}).items()}
     return {k.replace("_", " "): v for k, v in facts.items() if v}

@@ -115,7 +115,7 @@ def beside(
             sums[name].append(float(figure(small, full).double().sum()))
         counts.append(len(small.targets))
         if tell is not None:
-            tell(len(counts), total, "both models")
+            tell(len(counts), total, "windows, both models")
     top1, top5, kl = (Figure(*over_windows(sums[n], counts), sum(counts)) for n in ("top1", "top5", "kl"))
     return Beside(
         perplexity_of(sums["pruned"], counts, window, stride),
@@ -125,7 +125,9 @@ def beside(
 
 
 @torch.inference_mode()
-def block_errors(model: nn.Module, dense: nn.Module, tokens: Tensor, window: int = WINDOW, windows: int = 4) -> list[float]:
+def block_errors(
+    model: nn.Module, dense: nn.Module, tokens: Tensor, window: int = WINDOW, windows: int = 4
+) -> list[float]:
     r"""How far the hidden state after each block is from the dense model's: $\|h - h_{dense}\| / \|h_{dense}\|$.
 
     Over the first ``windows`` windows of the text. After the last block it is what the final norm makes of it. Empty

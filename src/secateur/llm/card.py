@@ -1,4 +1,4 @@
-"""A model card for a pruned language model: README.md as the Hugging Face Hub reads it, every figure from the evaluation."""
+"""A model card for a pruned language model: README.md as the Hub reads it, every figure from the evaluation."""
 
 from __future__ import annotations
 
@@ -54,9 +54,10 @@ def card(found: Evaluation, base_model: str | None = None) -> str:
     """The card as text: YAML metadata, the figures with their protocol, how it was made, how to load it.
 
     Example:
+        >>> protocol = {"words": "", "dtype": "float32", "device": "cpu", "texts": []}
         >>> made = Evaluation({"model": "small", "dense": "big", "class": "LlamaForCausalLM", "rows": [], "speed": [],
-        ...     "tasks": [], "blocks": [], "made_by": {}, "made": {}, "loads_with": "transformers", "protocol": {"words": "", "dtype": "float32",
-        ...     "device": "cpu", "texts": []}})
+        ...     "tasks": [], "blocks": [], "made_by": {}, "made": {}, "loads_with": "transformers",
+        ...     "protocol": protocol})
         >>> card(made).splitlines()[:2]
         ['---', 'base_model: big']
     """
@@ -106,8 +107,9 @@ def _protocol(data: Mapping[str, Any]) -> str:
     p = data["protocol"]
     names = ", ".join(t["name"] for t in p["texts"])
     return (
-        f"Perplexity: {p['words']}; computed in {p['dtype']} on {p['device']}, losses in float32; text: {names or '-'}. "
-        "Agreement is of the same tokens; intervals are over windows. Figures of other windows or texts do not compare."
+        f"Perplexity: {p['words']}; computed in {p['dtype']} on {p['device']}, losses in float32; "
+        f"text: {names or '-'}. "
+        "Agreement is of the same tokens, intervals are over windows; figures of other texts do not compare."
     )
 
 
@@ -126,7 +128,8 @@ def _made(data: Mapping[str, Any]) -> str:
     lines = [f"- {k.replace('_', ' ')}: {v}" for k, v in facts.items() if isinstance(v, (str, int, float))]
     blocks = [b["density"] for b in data["blocks"]]
     if blocks:
-        lines.append(f"- entries of the blocks that are left: {words.percent(min(blocks))} to {words.percent(max(blocks))}")
+        low, high = words.percent(min(blocks)), words.percent(max(blocks))
+        lines.append(f"- entries of the blocks that are left: {low} to {high}")
     versions = data["made"].get("versions", {})
     if versions:
         lines.append("- evaluated with " + ", ".join(f"{k} {v}" for k, v in versions.items()))

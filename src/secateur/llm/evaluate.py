@@ -34,7 +34,8 @@ class Asked:
 
     Attributes:
         texts: files to score. window, stride, batch: as in `perplexity`. tokens: of the text, at most.
-        dtype: to compute in; None: as stored. targets: where generation is timed. prompt, steps, repeats: as in `speed`.
+        dtype: to compute in; None: as stored. device: to compute on. targets: where generation is timed.
+        prompt, steps, repeats: as in `speed`.
         tasks: a folder of lm-eval tasks, or None. limit: items of each task, at most.
     """
 
@@ -50,6 +51,7 @@ class Asked:
     repeats: int = REPEATS
     tasks: Path | None = None
     limit: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +123,8 @@ def evaluate(folder: Path | str, asked: Asked, dense: Path | str | None = None, 
     """
     paths = [Path(folder), *([Path(dense)] if dense is not None else [])]
     texts = texts_of(asked.texts)
-    model, tokenizer = open_model(paths[0], asked.dtype)
-    full = open_model(paths[1], asked.dtype)[0] if dense is not None else None
+    model, tokenizer = open_model(paths[0], asked.dtype, asked.device)
+    full = open_model(paths[1], asked.dtype, asked.device)[0] if dense is not None else None
     if tokenizer is None and dense is not None:
         tokenizer = own_tokenizer(paths[1])
     if tokenizer is None:
@@ -162,7 +164,9 @@ def _judged(model: nn.Module, full: nn.Module | None, ids: Tensor, asked: Asked,
     return both.pruned, both
 
 
-def _protocol(model: nn.Module, found: Perplexity, asked: Asked, texts: Sequence[str], tokenizer: Any) -> dict[str, Any]:
+def _protocol(
+    model: nn.Module, found: Perplexity, asked: Asked, texts: Sequence[str], tokenizer: Any
+) -> dict[str, Any]:
     """What a perplexity means nothing without."""
     weight = next(model.parameters())
     return {
@@ -213,7 +217,11 @@ def _sizes(model: nn.Module, full: nn.Module | None, paths: Sequence[Path]) -> l
     params = [sum(p.numel() for p in m.parameters()) for m in models]
     filled = [sum(int(torch.count_nonzero(p)) for p in m.parameters()) for m in models]
     stored = [bytes_of_weights(path) for path in paths]
-    named = (("parameters", "", params), ("parameters that are not zero", "", filled), ("size of the files", "B", stored))
+    named = (
+        ("parameters", "", params),
+        ("parameters that are not zero", "", filled),
+        ("size of the files", "B", stored),
+    )
     return [Row(what, unit, v[1] if len(v) > 1 else None, v[0]) for what, unit, v in named]
 
 
@@ -240,7 +248,7 @@ def _measured(
     if asked.targets:
         high = vocabulary(model) or 2
         peaks = [peak_memory(p, asked.prompt, asked.steps, high=high) for p in paths]
-        note = "loading and generating in a process of its own, as stored"
+        note = "loading and generating on the CPU in a process of its own, as stored"
         rows.append(Row("peak memory", "B", peaks[1] if len(peaks) > 1 else None, peaks[0], note=note))
     return rows, timings
 
@@ -259,9 +267,7 @@ def _tasks(model: nn.Module, full: nn.Module | None, tokenizer: Any, asked: Aske
     return rows
 
 
-def _blocks(
-    model: nn.Module, errors: Sequence[float], rows: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _blocks(model: nn.Module, errors: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each block its density, its error where the dense model was given, and what pruning told of its matrices."""
     found = [d for d in densities(model) if d.block]
     known: list[float | None] = list(errors) if len(errors) == len(found) else [None] * len(found)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,7 +104,7 @@ def speed(
     written: list[Measurement | None] = [None] * len(models)
     if decoders:
         written = list(measure([d.artefact for d in decoders], repeats, warmup=1))
-    held = [d.cache_bytes for d in decoders] or [None] * len(models)
+    held: list[int | None] = [d.cache_bytes for d in decoders] if decoders else [None] * len(models)
     made = zip(read, written, held, strict=True)
     return [Speed(target.name, target.threads, batch, prompt, steps, p, d, note, b) for p, d, b in made]
 
@@ -198,7 +199,9 @@ def _decoder(model: nn.Module, ids: Tensor, steps: int, target: Target) -> _Deco
         first = twin(input_ids=ids.to(device), use_cache=True)
     cache = getattr(first, "past_key_values", None)
     if cache is None or not hasattr(cache, "crop"):
-        raise TargetError(f"decode is not timed: {type(model).__name__} returns no key-value cache that can be cut back")
+        raise TargetError(
+            f"decode is not timed: {type(model).__name__} returns no key-value cache that can be cut back"
+        )
     nbytes = _cache_bytes(cache)
     start = first.logits[:, -1].argmax(-1, keepdim=True)
 
@@ -264,6 +267,4 @@ def peak_memory(
         TargetError: the process failed.
     """
     ids = torch.randint(high, (batch, prompt), generator=torch.Generator().manual_seed(0)).numpy()
-    import numpy as np
-
     return peak_rss(Path(folder), {"ids": ids, "steps": np.array(steps)}, threads, runs=1, child=_CHILD)

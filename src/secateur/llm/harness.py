@@ -1,4 +1,4 @@
-"""Tasks of the LM Evaluation Harness (EleutherAI), from a folder of one's own: through its Python API, without a network.
+"""Tasks of the LM Evaluation Harness (EleutherAI), from a folder of one's own, through its Python API, offline.
 
 Gao et al., The Language Model Evaluation Harness, 2024, https://doi.org/10.5281/zenodo.12608602.
 """

@@ -128,7 +128,7 @@ def perplexity(
         sums.append(float(found.nll().double().sum()))
         counts.append(len(found.targets))
         if tell is not None:
-            tell(len(sums), count_windows(tokens.numel(), window, stride), "perplexity")
+            tell(len(sums), count_windows(tokens.numel(), window, stride), "windows")
     return perplexity_of(sums, counts, window, stride)
 
 
@@ -275,8 +275,6 @@ def texts_of(paths: Iterable[Any]) -> list[str]:
 if __name__ == "__main__":
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    small = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-    )
+    small = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     found = perplexity(LlamaForCausalLM(small), torch.randint(50, (2000,)), window=64)
     print(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}): {found.protocol()}")

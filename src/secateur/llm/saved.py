@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ArgumentError, FormatError
+from secateur.errors import ArgumentError, FormatError, brief
 from secateur.export import sparse
 from secateur.llm.texts import tokenizer_of
 from secateur.run.models import load_model
@@ -38,14 +38,15 @@ class Density:
         return self.kept / self.size if self.size else 1.0
 
 
-def open_model(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[nn.Module, Any]:
+def open_model(folder: Path | str, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, Any]:
     """The model of a folder in evaluation mode, and its tokenizer (None where the folder has none).
 
     Args:
         folder: that secateur wrote, dense or sparse, or of plain transformers. dtype: to compute in; None: as stored.
+        device: where it ends up.
 
     Raises:
-        ArgumentError: there is no such folder. FormatError: it is damaged or half written.
+        ArgumentError: there is no such folder or device. FormatError: it is damaged or half written.
         TargetError: transformers is missing.
 
     Memory: the model.
@@ -54,7 +55,10 @@ def open_model(folder: Path | str, dtype: torch.dtype | None = None) -> tuple[nn
     if not path.is_dir():
         raise ArgumentError(f"MODEL {folder}: there is no such folder; give one with config.json and safetensors")
     model, _ = load_model(str(path))
-    model = model if dtype is None else model.to(dtype)
+    try:
+        model = model.to(device) if dtype is None else model.to(device, dtype)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device {device!r} cannot be used ({brief(error)}): write cpu, cuda or cuda:1") from error
     return model.requires_grad_(False).eval(), own_tokenizer(path)
 
 
