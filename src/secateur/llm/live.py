@@ -105,7 +105,8 @@ class Live:
     def _moments(self, moments: Moments, held: float) -> dict[str, Gram | Norms]:
         every = round(1 / held) if held > 0 else 0
         for i in range(len(self)):
-            twin = inputs_of(self.dense.module, partial(self.dense.run, i)) if moments.cross else None
+            last = moments.last(self.module)
+            twin = inputs_of(self.dense.module, partial(self.dense.run, i), last) if moments.cross else None
             moments.add(self.module, partial(self.run, i), bool(every) and i % every == every - 1, twin)
         found = moments.grams()
         self.in_dims |= moments.in_dims

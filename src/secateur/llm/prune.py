@@ -43,8 +43,10 @@ class Pruning:
             leaves it open.
         only, ignore: globs over full names of matrices, such as ``*.mlp.*``; routers of experts always stay dense.
         held: part of the calibration batches that is kept aside, for solvers that choose by them.
-        cross: solvers see the dense model's inputs too, and reproduce its outputs.
-        one_by_one: what a matrix is fed is collected after those before it in the block are pruned.
+        cross: solvers see the dense model's inputs too, and reproduce its outputs. Then what a matrix is fed is always
+            collected after those before it in the block are pruned: what they have made up for is not to be made up
+            for twice.
+        one_by_one: collect it so without that.
     """
 
     solver: Solver
@@ -195,12 +197,13 @@ def llm_prune(
 def prune_block(live: Live, how: Pruning) -> dict[str, Any]:
     """Prune the matrices of a block in place; tells of each. Of several processes each solves a part of them."""
     density = (live.prepared or {}).get(live.path, 1 - how.pattern_sparsity)
-    grams = _whole(live, how.fed(live))
+    in_turn = how.one_by_one or how.cross
+    grams = _whole(live, {**live.norms()} if in_turn else how.fed(live))
     rows: list[Row] = []
     chosen = how.chosen(live, grams)
-    for part in _parts(chosen, grams) if how.one_by_one else [list(chosen)]:
-        if rows:
-            grams = how.fed(live, part)
+    for part in _parts(chosen, grams) if in_turn else [list(chosen)]:
+        if in_turn:
+            grams = {**grams, **how.fed(live, part)}
         rows += _solved(live, how, {k: chosen[k] for k in part}, grams, density)
     return {"matrices": rows, "peak_bytes": peak_bytes()}
 
