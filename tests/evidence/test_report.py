@@ -216,6 +216,9 @@ def test_a_change_within_the_spread_is_not_called_a_gain():
         assert "noise" in text
         assert "faster" not in text
     assert "1.25× faster on eager" in words.sentence(made(0.8))
+    judged = made(0.97)
+    rows = (dataclasses.replace(judged.rows[0], note="1.03x faster (1.02-1.04)"),)
+    assert words.rows_of(dataclasses.replace(judged, rows=rows)) == rows  # its interval leaves out 1
     noted = Report(True, 0.0, (Row("latency, eager", "s", 1.0, 0.9, note="within noise"),))
     assert "faster" not in _html(noted)
 

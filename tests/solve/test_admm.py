@@ -65,7 +65,7 @@ def test_on_a_fixed_mask_it_tends_to_least_squares(seed: int, start: object) -> 
 @pytest.mark.parametrize("pattern", [unstructured, per_row, nm(2, 4)], ids=lambda p: p.name)
 def test_alps_ends_in_least_squares_on_its_support(pattern: Pattern) -> None:
     weight, gram = layer(8, 24)
-    solved = alps_with(polish=60)(weight, gram, pattern, 96)
+    solved = alps_with(0.01, polish=60)(weight, gram, pattern, 96)
     np.testing.assert_allclose(
         solved.weight, best_values(weight, solved.mask, scaled(gram, 0.01)), rtol=1e-6, atol=1e-8
     )
@@ -110,7 +110,7 @@ def loop(weight: Tensor, gram: Gram, kept: int, damping: float) -> tuple[np.ndar
 def test_alps_is_the_papers_loop() -> None:
     weight, gram = layer(8, 24)
     mask, values = loop(weight, gram, 80, 0.01)
-    solved = alps_with(polish=0)(weight, gram, unstructured, 80)
+    solved = alps_with(0.01, polish=0)(weight, gram, unstructured, 80)
     np.testing.assert_array_equal(solved.mask, mask)
     np.testing.assert_allclose(solved.weight, values, rtol=1e-6, atol=1e-8)
 
@@ -123,7 +123,7 @@ def test_supports_are_better_than_those_of_scores() -> None:
         solver.name: quadratic(
             weight - torch.from_numpy(best_values(weight, solver(weight, gram, unstructured, 460).mask, h)), h
         )
-        for solver in (wanda_mask, sparsegpt, alps)
+        for solver in (wanda_mask, sparsegpt, alps_with(0.01))
     }
     assert loss["alps"] < 0.8 * min(loss["sparsegpt"], loss["wanda"])
 
@@ -138,7 +138,7 @@ def test_on_tiny_layers_alps_comes_near_the_best_support() -> None:
             mask = torch.zeros(1, 8, dtype=torch.bool)
             mask[0, list(s)] = True
             losses.append(quadratic(weight - torch.from_numpy(best_values(weight, mask, h)), h))
-        found = quadratic(weight - alps_with(polish=20)(weight, gram, unstructured, 4).weight, h)
+        found = quadratic(weight - alps_with(0.01, polish=20)(weight, gram, unstructured, 4).weight, h)
         assert found >= min(losses) * (1 - 1e-9)
         within.append(sum(x < found * (1 - 1e-9) for x in losses))
     assert np.median(within) <= 2  # of 70 supports

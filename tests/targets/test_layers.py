@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.targets.calibrate import fit, left_out
 from secateur.targets.layers import Layer, layers_in, layers_of
-from secateur.targets.micro import from_onnx, inputs_of, module_of
+from secateur.targets.micro import inputs_of, module_of, onnx_bytes
 from secateur.targets.onnxruntime import load
 from tiny import attention, cnn, cut_evenly, groups_of, mlp
 
@@ -67,21 +69,28 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda n: n.key)
-def test_a_layer_is_alike_as_a_model_and_as_onnx(layer: Layer) -> None:
+def test_a_layer_is_alike_as_a_model_and_as_onnx(layer: Layer, tmp_path: Path) -> None:
     model, example = module_of(layer)
     assert [tuple(t.shape) for t in example] == list(inputs_of(layer))
     assert isinstance(example, tuple)
     with torch.no_grad():
         ours = model(*example)
-    made = from_onnx(load)(layer, 1)
-    named = dict(zip("xyz", example, strict=False))
-    theirs = made.call(named)[0]
+    file = tmp_path / "layer.onnx"
+    file.write_bytes(onnx_bytes(layer))
+    theirs = load(file, dict(zip("xyz", example, strict=False))).run()[0]
     assert theirs.shape == tuple(ours.shape)
-    assert made.run()[0].shape == theirs.shape
     if layer.kind in ("matmul", "attention", "elements"):
         np.testing.assert_allclose(theirs, ours, rtol=1e-5)
     by_hand = {"matmul": 6 * 7 * 3 * 4, "attention": 2 * 2 * 3 * 6 * 7 * 4, "elements": 0}.get(layer.kind)
     assert layer.macs == (sc.macs(model, example).dense if by_hand is None else by_hand)
+
+
+@pytest.mark.parametrize("target", [sc.onnxruntime, sc.openvino], ids=lambda t: t.name)
+@pytest.mark.parametrize("layer", LAYERS[:-1], ids=lambda n: n.key)
+def test_kernels_tell_what_they_take(layer: Layer, target: sc.Target) -> None:
+    wide = replace(layer, widths=tuple((400 if layer.kind == "depthwise" else 40) * w for w in layer.widths))
+    assert target.layer is not None
+    assert 0 <= min(target.layer(layer, 1) for _ in range(3)) < min(target.layer(wide, 1) for _ in range(3))
 
 
 def test_unknown_products_are_left_to_the_count() -> None:

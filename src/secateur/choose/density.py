@@ -213,7 +213,7 @@ def owl_densities(outliers: Mapping[str, float], sizes: Mapping[str, int], total
         outliers: block -> per cent, from `outliers_of`. sizes: block -> its weights.
 
     Example:
-        >>> owl_densities({"a": 1.0, "b": 0.0}, {"a": 10, "b": 10}, 10, 0.08)
+        >>> {b: round(d, 2) for b, d in owl_densities({"a": 1.0, "b": 0.0}, {"a": 10, "b": 10}, 10, 0.08).items()}
         {'a': 0.58, 'b': 0.42}
     """
     low, high = min(outliers.values()), max(outliers.values())

@@ -35,6 +35,10 @@ def digits(x: float, n: int = 3) -> str:
     return f"{rounded:.{max(0, n - 1 - power)}f}"
 
 
+COUNTED = ("tensors",)
+"""Units of things that come whole."""
+
+
 def quantity(x: float | None, unit: str = "", n: int = 3) -> str:
     """A value with its unit, scaled: seconds to ms, bytes to MB (powers of 1000), counts to M.
 
@@ -43,8 +47,8 @@ def quantity(x: float | None, unit: str = "", n: int = 3) -> str:
         ('45.1 ms', '90.9 MB', '22.7 M', '1.36 GMAC')
         >>> quantity(0.00512, "J"), quantity(2.5, "J")
         ('5.12 mJ', '2.50 J')
-        >>> quantity(0.91, ""), quantity(94.26, "%"), quantity(None), quantity(12, "")
-        ('0.910', '94.3 %', '–', '12')
+        >>> quantity(0.91, ""), quantity(94.26, "%"), quantity(None), quantity(12, ""), quantity(10, "tensors")
+        ('0.910', '94.3 %', '–', '12', '10 tensors')
     """
     if x is None:
         return "–"
@@ -58,7 +62,7 @@ def quantity(x: float | None, unit: str = "", n: int = 3) -> str:
         return _joules(x, n)
     if unit == "":
         return decimal(x) if not float(x).is_integer() else str(int(x))
-    return f"{digits(x, n)} {unit}"
+    return f"{x:.0f} {unit}" if unit in COUNTED else f"{digits(x, n)} {unit}"
 
 
 def _scaled(x: float, unit: str, n: int) -> str:
@@ -207,15 +211,15 @@ def target_of(row: Row, sections: Mapping[str, Any]) -> str:
 
 
 def rows_of(report: Report) -> tuple[Row, ...]:
-    """The rows; a latency change within both models' spreads together is noted as noise, not as a gain."""
+    """The rows; a latency change within both models' spreads together is noted as noise, unless a note judged it."""
     spreads: dict[str, float] = {}
     for m in report.sections.get("measurements") or ():
         spreads[m["target"]] = spreads.get(m["target"], 0.0) + (m.get("spread") or 0.0)
     out = []
     for row in report.rows:
         noise = spreads.get(target_of(row, report.sections), 0.0) if family(row) == "latency" else 0.0
-        lost = row.ratio is not None and abs(1 - row.ratio) <= noise and "noise" not in row.note and noise > 0
-        out.append(replace(row, note="; ".join(filter(None, [row.note, "within noise"]))) if lost else row)
+        lost = row.ratio is not None and abs(1 - row.ratio) <= noise and not row.note and noise > 0
+        out.append(replace(row, note="within noise") if lost else row)
     return tuple(out)
 
 

@@ -242,8 +242,12 @@ def nbytes_of(path: Path | str) -> int:
     return sum(f.stat().st_size for f in [path, *(path.parent / str(name) for name in beside)])
 
 
-def open_session(path: Path | str, threads: int = 1, provider: str = "CPUExecutionProvider") -> Any:
+def open_session(
+    path: Path | str, threads: int = 1, provider: str = "CPUExecutionProvider", profile: Path | None = None
+) -> Any:
     """A session of ONNX Runtime on one provider, with every graph optimisation and so many intra-op threads.
+
+    ``profile``: where the file begins that ``end_profiling`` of the session writes and names.
 
     Raises:
         TargetError: the ``onnx`` extra is missing, it has no such provider, or the file cannot be loaded.
@@ -264,6 +268,8 @@ def open_session(path: Path | str, threads: int = 1, provider: str = "CPUExecuti
     options.log_severity_level = 4
     # threads that spin on after a run would take cores from whatever is measured next
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as e:

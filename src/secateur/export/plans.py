@@ -85,7 +85,7 @@ def load_plan(folder: Path | str) -> Plan:
     Example:
         >>> load_plan("nowhere")
         Traceback (most recent call last):
-        secateur.errors.FormatError: nowhere/plan.json cannot be read as a plan ...
+        secateur.errors.FormatError: nowhere is no folder: give a folder that secateur wrote
     """
     path = Path(folder)
     header = read_header(path)
@@ -134,6 +134,9 @@ def read_header(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / "plan.json"
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        what = "holds no plan.json" if path.parent.is_dir() else "is no folder"
+        raise FormatError(f"{path.parent} {what}: give a folder that secateur wrote") from error
     except (OSError, ValueError) as error:
         raise FormatError(
             f"{path} cannot be read as a plan ({type(error).__name__}: {error}): give a folder that secateur wrote"

@@ -94,12 +94,12 @@ class Live:
 
         Time: a pass up to the last matrix's input, and n d² an input. Memory: d² floats an input.
         """
-        found = self._moments(Moments(only, held > 0, cross, False, self.device), held)
+        found = self._moments(Moments(only, held > 0, cross, False, f"{self.path}.", self.device), held)
         return {k: g for k, g in found.items() if isinstance(g, Gram)}
 
     def norms(self, only: Collection[str] | None = None) -> dict[str, Norms]:
         """The same of norms alone: a pass, and little more."""
-        found = self._moments(Moments(only, norms=True, device=self.device), 0.0)
+        found = self._moments(Moments(only, norms=True, lead=f"{self.path}.", device=self.device), 0.0)
         return {k: g for k, g in found.items() if isinstance(g, Norms)}
 
     def _moments(self, moments: Moments, held: float) -> dict[str, Gram | Norms]:

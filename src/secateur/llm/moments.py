@@ -41,9 +41,9 @@ class Moments:
     """Collects what the matrices of a block are fed, batch by batch.
 
     Attributes:
-        wanted: keys to collect, or None for all. norms: of the inputs alone. device: where the sums are.
-        held: whether some batches are kept aside. cross: whether the dense block is run beside.
-        in_dims: key -> the axis of the matrix that is summed over.
+        wanted: keys to collect, or None for all. held: whether some batches are kept aside.
+        cross: whether the dense block is run beside. norms: of the inputs alone. lead: before keys, for messages.
+        device: where the sums are. in_dims: key -> the axis of the matrix that is summed over.
 
     A key is the name of a parameter in the block; ``NAME[i]`` is a slice of a parameter of three axes, as experts are.
     Memory: d² floats an input, and as much again each for ``held`` and ``cross``.
@@ -53,6 +53,7 @@ class Moments:
     held: bool = False
     cross: bool = False
     norms: bool = False
+    lead: str = ""
     device: torch.device | str = "cpu"
     in_dims: dict[str, int] = field(default_factory=dict)
     _feeds: dict[str, Feed] = field(default_factory=dict)
@@ -132,7 +133,7 @@ class Moments:
             rows = {self._rows[key] for key in feed.keys}
             if len(rows) > 1 and together.size() == 1:
                 raise TraceError(f"{' and '.join(feed.keys[:2])} share an input on some batches only: leave one dense")
-            name = feed.keys[0]
+            name = self.lead + feed.keys[0]
             if not int(feed.sums.rows):
                 continue  # an expert that only what was kept aside reached
             gram: Fed

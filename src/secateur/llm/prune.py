@@ -249,8 +249,8 @@ def _solved(
 def _solve(live: Live, how: Pruning, key: str, matrix: Tensor, gram: Fed, density: float) -> Row:
     name, start = f"{live.path}.{key}", time.perf_counter()
     weight = matrix.float().contiguous()
-    kept = how.pattern.count(tuple(weight.shape), weight.numel() - round((1 - density) * weight.numel()))
     try:
+        kept = how.pattern.count(tuple(weight.shape), weight.numel() - round((1 - density) * weight.numel()))
         solved = how.solver(weight, cast(Gram, gram), how.pattern, kept).weight  # norms stand in where they suffice
     except PlanError as error:
         raise PlanError(f"{name}: {error}") from error

@@ -43,7 +43,7 @@ def windows(tokens: Tensor, samples: int = 128, window: int = 2048, seed: int = 
 
     Example:
         >>> windows(torch.arange(10), samples=2, window=3)
-        tensor([[3, 4, 5],
+        tensor([[0, 1, 2],
                 [6, 7, 8]])
     """
     there = len(tokens) // window

@@ -114,7 +114,7 @@ def _on_the_way(scores: Tensor, pattern: Pattern, kept: int, part: float, alive:
     return mask if alive is None else mask & alive
 
 
-def alps_with(damping: float = 0.01, rho: float = 0.1, every: int = 3, limit: int = 300, polish: int = 10) -> Solver:
+def alps_with(damping: float = 0.1, rho: float = 0.1, every: int = 3, limit: int = 300, polish: int = 10) -> Solver:
     """Alternating directions until the support stands still, then conjugate gradients on it (ALPS, arXiv:2406.07831).
 
     In units of `Scaled`: ``W = (G + ρI)⁻¹ (G W_0 - V + ρD)``, ``D`` the best ``kept`` of ``W + V/ρ``,

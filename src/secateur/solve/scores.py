@@ -33,7 +33,7 @@ def by_score(name: str, score: Callable[[Tensor, Gram], Tensor], rows: bool = Fa
         scores = score(weight, gram)
         select = even_rows if rows and pattern is unstructured else pattern.select
         mask = select(scores, kept, alive)
-        return Solved(weight.masked_fill(~mask, 0.0), mask)
+        return Solved(torch.where(mask, weight, 0.0), mask)
 
     return Solver(name, solve, norms)
 

@@ -1,13 +1,11 @@
-"""Artefacts of one layer: quick to make, so that a table can be measured at many widths."""
+"""Models of one layer: quick to make and to time, so that a table can be measured at many widths."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-import weakref
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,10 @@ from torch.nn import functional as F
 
 from secateur.export.prepare import need
 from secateur.targets.layers import Layer
-from secateur.types import Artefact, Example
+from secateur.types import Example
 
+ENOUGH, RUNS, WARM = 0.006, 30, 2
+"""Seconds spent on one entry of a table, most runs, and runs before the first that counts."""
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -142,25 +142,51 @@ def _nodes(layer: Layer, make: Callable[..., Any]) -> tuple[list[Any], dict[str,
     return [make("Mul", ["x", "x"], ["out"])], {}
 
 
-def from_onnx(load: Callable[[Path, Example, int], Artefact]) -> Callable[[Layer, int], Artefact]:
-    """How a runtime that reads ONNX makes an artefact of one layer, given how it loads a file.
+def from_onnx(kernels: Callable[[Path, Example, int], float]) -> Callable[[Layer, int], float]:
+    """How a runtime that reads ONNX times one layer, given how it tells the seconds that the kernels of a file take.
+
+    A model of one layer also turns its input into the layout that the kernel wants, and its output back. Within a
+    model, layers hand on a layout of their own: ``kernels`` leaves these conversions out.
 
     Example:
-        >>> from secateur.targets import onnxruntime as ort
-        >>> made = from_onnx(ort.load)(Layer("linear", (3, 1), (4, 8)), 1)
-        >>> made.run()[0].shape
-        (3, 8)
+        >>> from_onnx(lambda file, example, threads: 1e-6 * threads)(Layer("linear", (3, 1), (4, 8)), 2)
+        2e-06
     """
 
-    def build(layer: Layer, threads: int) -> Artefact:
-        folder = Path(tempfile.mkdtemp(prefix="secateur-"))
-        file = folder / "layer.onnx"
-        file.write_bytes(onnx_bytes(layer))
+    def seconds(layer: Layer, threads: int) -> float:
         generator = torch.Generator().manual_seed(0)
-        shapes = inputs_of(layer)
-        example = {n: torch.randn(s, generator=generator) for n, s in zip("xyz", shapes, strict=False)}
-        made = load(file, example, threads)
-        weakref.finalize(made.run, shutil.rmtree, folder, ignore_errors=True)
-        return replace(made, again=None)
+        example = {n: torch.randn(s, generator=generator) for n, s in zip("xyz", inputs_of(layer), strict=False)}
+        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+            file = Path(folder) / "layer.onnx"
+            file.write_bytes(onnx_bytes(layer))
+            return kernels(file, example, threads)
 
-    return build
+    return seconds
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    taken: list[float] = []
+
+    def once() -> None:
+        begun = perf_counter()
+        run()
+        taken.append(perf_counter() - begun)
+
+    return undisturbed(taken[-repeated(once) :])
+
+
+def repeated(run: Callable[[], object]) -> int:
+    """Run something as often as an entry of a table is worth; returns how often, after the first runs."""
+    for _ in range(WARM):
+        run()
+    runs, begun = 0, perf_counter()
+    while runs < 5 or (perf_counter() - begun < ENOUGH and runs < RUNS):
+        run()
+        runs += 1
+    return runs
+
+
+def undisturbed(seconds: Sequence[float]) -> float:
+    """The lower quartile: whatever else the machine does only adds."""
+    return float(np.percentile(seconds, 25))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from secateur.errors import TargetError
 from secateur.export.onnx import feeds, nbytes_of, open_session, run_session, to_onnx
 from secateur.export.prepare import Array, batch_of
 from secateur.targets.files import file_target
-from secateur.targets.micro import from_onnx
+from secateur.targets.micro import from_onnx, repeated, undisturbed
 from secateur.targets.peak import peak_rss
 from secateur.types import Artefact, Example
 
@@ -71,7 +72,22 @@ def _loaded(path: Path | str, example: Example | None, threads: int, target: str
     )
 
 
-onnxruntime = dataclasses.replace(file_target("onnxruntime", export, load, "onnx"), layer=from_onnx(load))
+def kernel_seconds(path: Path, example: Example, threads: int) -> float:
+    """What the kernels of a file take, without conversions of layout."""
+    session = open_session(path, threads, profile=path.with_suffix(""))
+    arrays = feeds(session, example)
+    runs = repeated(lambda: session.run(None, arrays))
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    spent: list[float] = []
+    for event in sorted(events, key=lambda e: e["ts"]):
+        if event["name"] == "model_run":
+            spent.append(0.0)
+        elif event["name"].endswith("_kernel_time") and not event["args"]["op_name"].startswith("Reorder"):
+            spent[-1] += 1e-6 * event["dur"]
+    return undisturbed(spent[-runs:])
+
+
+onnxruntime = dataclasses.replace(file_target("onnxruntime", export, load, "onnx"), layer=from_onnx(kernel_seconds))
 onnxruntime_cuda = file_target("onnxruntime_cuda", export, load_cuda, "onnx")
 
 

@@ -8,20 +8,18 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from secateur.atomic import write_bytes
 from secateur.errors import TargetError
 from secateur.targets.layers import Layer, Settings, from_key
 from secateur.targets.memory import cache_folder, machine, versions
-from secateur.targets.micro import module_of
-from secateur.types import Artefact, Target
+from secateur.targets.micro import module_of, timed
+from secateur.types import Target
 
 log = logging.getLogger("secateur")
 
@@ -29,8 +27,10 @@ ALIGNED = (16, 8, 4, 1)
 """Widths are told apart by the largest of these that divides them: kernels work in blocks."""
 FINE = 64
 """Up to this width, both sides of every eighth are measured."""
-ENOUGH, RUNS = 0.006, 30
-"""Seconds spent on one entry, and most runs."""
+NOTHING, BASICS = Layer("elements", (), (1, 1)), frozenset({"nothing", "building"})
+"""Almost nothing, and the entries that are of no layer."""
+SLOW = 0.3
+"""Seconds: a target on which building almost nothing takes longer is measured at quarters of the dense widths."""
 
 
 @functools.cache
@@ -74,16 +74,20 @@ def bracket(width: int, dense: int) -> tuple[tuple[int, float], ...]:
     return (low, 1 - share), (high, share)
 
 
-def timed(artefact: Artefact) -> float:
-    """Seconds of one run: the lower quartile, since whatever else the machine does only adds."""
-    for _ in range(2):
-        artefact.run()
-    taken: list[float] = []
-    while len(taken) < 5 or (sum(taken) < ENOUGH and len(taken) < RUNS):
-        begun = perf_counter()
-        artefact.run()
-        taken.append(perf_counter() - begun)
-    return float(np.percentile(taken, 25))
+def quarters(width: int, dense: int) -> tuple[tuple[int, float], ...]:
+    """As `bracket`, between quarters of the dense width, whatever their alignment.
+
+    Example:
+        >>> quarters(80, 96), quarters(72, 96), quarters(10, 96)
+        (((72, 0.666...), (96, 0.333...)), ((72, 1.0),), ((1, 0.60...), (24, 0.39...)))
+    """
+    nodes = sorted({1, dense // 4, dense // 2, 3 * dense // 4, dense} - {0})
+    i = bisect.bisect_left(nodes, width)
+    if i == len(nodes) or nodes[i] == width:
+        return ((width, 1.0),)
+    low, high = nodes[i - 1], nodes[i]
+    share = (width - low) / (high - low)
+    return (low, 1 - share), (high, share)
 
 
 @dataclass(eq=False)
@@ -108,10 +112,11 @@ class Table:
         return known
 
     def _interpolated(self, kind: str, settings: Settings, widths: tuple[int, int], dense: tuple[int, int]) -> float:
+        near = self._near
         if kind == "depthwise":
-            pairs = [(w, w, s) for w, s in bracket(widths[0], dense[0])]
+            pairs = [(w, w, s) for w, s in near(widths[0], dense[0])]
         else:
-            ones, others = bracket(widths[0], dense[0]), bracket(widths[1], dense[1])
+            ones, others = near(widths[0], dense[0]), near(widths[1], dense[1])
             pairs = [(a, b, s * t) for a, s in ones for b, t in others]
         return sum(share * self.measured(Layer(kind, settings, (a, b))) for a, b, share in pairs)
 
@@ -128,17 +133,26 @@ class Table:
     @property
     def nothing(self) -> float:
         """What running almost nothing takes."""
-        layer = Layer("elements", (), (1, 1))
-        key = "nothing"
-        if key not in self.entries:
-            self.entries[key] = min(self._time(layer) for _ in range(3))
-        return self.entries[key]
+        if "nothing" not in self.entries:
+            self.entries["nothing"] = min(self._time(NOTHING) for _ in range(3))
+        return self.entries["nothing"]
+
+    @functools.cached_property
+    def _near(self) -> Callable[[int, int], tuple[tuple[int, float], ...]]:
+        """What stands for a width: neighbours of its alignment, or quarters where an entry takes long to build."""
+        if self.target.layer is not None:
+            return bracket
+        if "building" not in self.entries:
+            begun = perf_counter()
+            self.entries["nothing"] = self._time(NOTHING)
+            self.entries["building"] = perf_counter() - begun
+        return bracket if self.entries["building"] < SLOW else quarters
 
     def _time(self, layer: Layer) -> float:
         if self.target.layer is not None:
-            return timed(self.target.layer(layer, self.target.threads))
+            return self.target.layer(layer, self.target.threads)
         model, example = module_of(layer)
-        return timed(self.target.build(model, example, self.target.threads))
+        return timed(self.target.build(model, example, self.target.threads).run)
 
     def keep(self) -> None:
         """Write the entries to the cache, if there are new ones."""
@@ -181,14 +195,14 @@ def _known(path: Path) -> dict[str, float]:
 
 
 def _text(target: Target, entries: Mapping[str, float]) -> bytes:
-    held = {"format": "secateur cost table", "version": 1, **where(target), "unit": "s", "entries": dict(entries)}
+    held = {"format": "secateur cost table", "version": 2, **where(target), "unit": "s", "entries": dict(entries)}
     return json.dumps(held, indent=0, sort_keys=True).encode()
 
 
 def _header(path: Path | str) -> dict[str, Any]:
     try:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
-        if held["format"] == "secateur cost table" and held["version"] == 1:
+        if held["format"] == "secateur cost table" and held["version"] == 2:
             return dict(held)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
@@ -199,7 +213,7 @@ def _entries(path: Path | str, held: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         for key, value in held["entries"].items():
-            if key != "nothing":
+            if key not in BASICS:
                 from_key(key)
             if isinstance(value, bool) or not math.isfinite(value) or value < 0:
                 raise ValueError(key)

@@ -86,8 +86,8 @@ class Target:
         load: ``(file, example, threads) -> Artefact``: runs such a file, on this machine or on another; None likewise.
         device: the machine that it runs on, or None where that is this one.
         parity: largest difference from torch's outputs, over the largest of these, that its precision explains.
-        layer: ``(layer, threads) -> Artefact`` of one layer, quicker than ``build`` of a model of one; None where
-            there is no such way.
+        layer: ``(layer, threads) -> seconds`` that its kernels take, without what a model of one layer pays at its
+            edges; None: a model of one is built and timed.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Target:
     load: Callable[[Path, Example, int], Artefact] | None = None
     device: Device | None = None
     parity: float = 1e-4
-    layer: Callable[[Layer, int], Artefact] | None = None
+    layer: Callable[[Layer, int], float] | None = None
 
     @property
     def runtime(self) -> str:
