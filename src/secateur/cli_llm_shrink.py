@@ -93,7 +93,8 @@ def shrinking(
     flap = score == "flap"
     allocate = options.uniform if uniform else options.ranked if flap else options.mixed
     return Shrinking(
-        criterion, stats, [KINDS[k] for k in named if k in KINDS], "layers" in named, allocate, {"neuron": multiple},
+        criterion, stats, [KINDS[k] for k in named if k in KINDS], "layers" in named, allocate, uniform,
+        {"neuron": multiple},
         None if flap else 1e-2, None if flap else 1e-2, residual,
     )  # fmt: skip
 

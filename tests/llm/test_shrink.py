@@ -20,13 +20,16 @@ from torch.nn import functional as F
 import secateur as sc
 from secateur.errors import BudgetError
 from secateur.llm.shrink.depth import greedy_depth
+from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, params
 from secateur.llm.shrink.ladder import fluctuation
 from secateur.llm.shrink.options import Menu, Price, cost_of, mixed, ranked, uniform
 from secateur.llm.shrink.prices import Anatomy, priced
 from secateur.llm.shrink.run import Shrinking, llm_shrink, of_kv, of_params
 from secateur.llm.shrink.survey import kept_of
+from secateur.llm.shrink.tail import Tail
 from secateur.llm.source import Source
+from secateur.llm.walk import Walk
 
 KINDS = ("head", "neuron")
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -140,7 +143,7 @@ def test_budgets_that_cannot_be_met_name_the_closest() -> None:
 @pytest.mark.parametrize("name", ["gqa", "mqa_tied_biased", "gpt2"])
 def test_a_mixed_plan_loads_again(name: str, tmp_path: Path) -> None:
     model = MODELS[name]()
-    done = llm_shrink(model, texts(), [of_params(0.75)], tmp_path / "o", Shrinking(probes=2), batch=4)
+    done = llm_shrink(model, texts(), [of_params(0.75)], tmp_path / "o", Shrinking(), batch=4)
     assert done.reached["params"] <= 0.75 * params(model)
     loaded = sc.load(done.folder)
     assert params(loaded) == done.reached["params"]
@@ -154,7 +157,7 @@ def test_a_mixed_plan_loads_again(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gqa", "mqa_tied_biased"])
 def test_a_uniform_plan_loads_by_from_pretrained(name: str, tmp_path: Path) -> None:
     model = MODELS[name]()
-    how = Shrinking(allocate=uniform, probes=2)
+    how = Shrinking(allocate=uniform)
     done = llm_shrink(model, texts(), [of_params(0.7)], tmp_path / "o", how, batch=4)
     assert json.loads((done.folder / "shrink.json").read_text())["loads_with"].endswith("from_pretrained")
     loaded = tf.AutoModelForCausalLM.from_pretrained(done.folder).eval()
@@ -162,6 +165,14 @@ def test_a_uniform_plan_loads_by_from_pretrained(name: str, tmp_path: Path) -> N
     expected.load_state_dict(load_file(done.folder / "model.safetensors"), strict=False)
     assert params(loaded) == done.reached["params"]
     assert torch.equal(logits(loaded), logits(expected))
+
+
+def test_what_no_configuration_says_stays_where_plain_loading_is_asked(tmp_path: Path) -> None:
+    how = Shrinking(allocate=uniform, plain=True)
+    done = llm_shrink(gpt2(), texts(), [of_params(0.85)], tmp_path / "o", how, batch=8)
+    assert all(n == 4 for name, n in done.choice.kept.items() if name.endswith(":head"))
+    loaded = tf.AutoModelForCausalLM.from_pretrained(done.folder)
+    assert params(loaded) == done.reached["params"]
 
 
 def keeps(seen: list[torch.Tensor]) -> Callable[..., None]:
@@ -184,6 +195,32 @@ def test_flap_keeps_the_expected_output(tmp_path: Path) -> None:
         means.append(seen[0].flatten(0, 1).mean(0))
     assert torch.allclose(means[0], means[1], atol=1e-5)
     assert params(small) <= 0.8 * params(model)
+
+
+def test_streams_on_disk_measure_what_those_in_memory_do(tmp_path: Path) -> None:
+    source, tokens = Source.open(llama()), texts(4)
+    tail = Tail(source, [f"model.layers.{i}" for i in range(3)])
+    found = []
+    for folder in (None, tmp_path):
+        walk, effects = Walk.begin(source, tokens, batch=2), Effects(2, folder, every=1)
+        for index in range(len(walk)):
+            live = walk.live(index)
+            effects.step(live, [(f"{index}/drop", None)])
+            walk.pass_on(live, live.module.state_dict().items())
+            if folder is not None:
+                effects = Effects(2, folder, every=1)  # as after a kill
+        found.append(effects.divergences(3, lambda i, hidden: tail(tokens.split(2)[i], hidden)))
+    assert found[0] == found[1]
+    dense = F.log_softmax(logits_of(llama(), tokens), -1)
+    less = llama()
+    less.model.layers = nn.ModuleList(b for i, b in enumerate(less.model.layers) if i != 1)  # type: ignore[union-attr, arg-type]
+    cut = F.log_softmax(logits_of(less, tokens), -1)
+    assert found[0]["1/drop"] == pytest.approx(float((dense.exp() * (dense - cut)).sum(-1).mean()), rel=1e-4)
+
+
+def logits_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
 
 def test_greedy_depth_is_the_plain_loop() -> None:

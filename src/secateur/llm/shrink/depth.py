@@ -49,7 +49,7 @@ def greedy_depth(
             tried = [] if index in gone else [(str(index), None)]
             effects.step(live, tried, gone=index in gone)
         tail = Tail(source, walk.paths, dtype, device)
-        losses = effects.losses(lambda i, hidden, tail=tail: tail(batches[i].to(device), hidden), batches)  # type: ignore[misc]
+        losses = effects.losses(len(walk), lambda i, hidden, tail=tail: tail(batches[i].to(device), hidden), batches)  # type: ignore[misc]
         order = sorted((loss, int(key)) for key, loss in losses.items() if key != DENSE)
         found.append((order[0][1], order[0][0]))
     return found

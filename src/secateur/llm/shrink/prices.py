@@ -57,6 +57,11 @@ class Anatomy:
         groups = couple(trace(empty, tokens_of(window)))
         return cls(source, skeleton, empty, paths, groups, families(groups, paths, kinds))
 
+    @property
+    def name(self) -> str:
+        """Of the class."""
+        return type(self.skeleton).__name__
+
     def cut(
         self, keep: Mapping[str, Bools], dropped: Sequence[int] = (), made: Mapping[str, Any] | None = None
     ) -> Plan:

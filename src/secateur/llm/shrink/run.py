@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,13 @@ from secateur.atomic import write_bytes
 from secateur.digest import digest_of
 from secateur.graph.surgery import apply
 from secateur.llm.shrink.cut import Cutter
-from secateur.llm.shrink.effect import Effects, finish
+from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
 from secateur.llm.shrink.ladder import Ladder, counts
 from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed
 from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
-from secateur.llm.shrink.result import change_of
-from secateur.llm.shrink.survey import Surveyor, ladder_of
+from secateur.llm.shrink.result import change_of, configuration
+from secateur.llm.shrink.survey import Surveyor, ladder_of, probes
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.shrink.units import Family
 from secateur.llm.source import Source
@@ -31,6 +32,8 @@ from secateur.llm.stream import Change, stream
 from secateur.llm.walk import Progress, Walk, batches_of
 from secateur.score.criteria import obs
 from secateur.types import Criterion, Floats, Ints, Plan, Target
+
+log = logging.getLogger("secateur")
 
 HEALED = ("head", "neuron")
 """Kinds of groups whose consumers are refitted behind a cut, whether they may lose units or not."""
@@ -95,12 +98,13 @@ class Shrinking:
         stats: what a criterion of the whole model needs: ``sc.calibrate(model, batches, sc.taylor)``; else None.
         kinds: of groups that are cut. layers: whether blocks may go whole.
         allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP).
+        plain: only what a configuration can say is cut, for ``from_pretrained``; other kinds stay. Goes with `uniform`.
         multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
         damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
         ridge: of the refit in the cut model, towards the former; None leaves it out.
         residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
         heal: whether blocks that lose nothing are refitted too, behind those that do.
-        levels: parts of a family that are cut to measure their effects. probes: batches that these are measured on.
+        levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on.
     """
 
     criterion: Criterion = obs
@@ -108,17 +112,18 @@ class Shrinking:
     kinds: Sequence[str] = ("head", "neuron")
     layers: bool = True
     allocate: Allocate = mixed
+    plain: bool = False
     multiples: Mapping[str, int] = field(default_factory=dict)
     damping: float | None = 1e-2
     ridge: float | None = 1e-2
     residual: float = 1.0
     heal: bool = True
     levels: Sequence[float] = (0.25, 0.6)
-    probes: int = 1
+    probes: int = 2048
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
-        kinds = [*self.kinds, *(["layer"] if self.layers else [])]
+        kinds = [*self.kinds, *(["plain"] if self.plain else []), *(["layer"] if self.layers else [])]
         return {
             "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "levels": list(self.levels),
             "probes": self.probes,
@@ -131,7 +136,10 @@ class Shrinking:
 
     def cut(self, anatomy: Anatomy) -> list[Family]:
         """The families that may lose units."""
-        return [f for f in anatomy.families if f.kind in self.kinds]
+        kinds = [k for k in self.kinds if not self.plain or sayable(anatomy, k, self.multiples.get(k, 1))]
+        if left := sorted({*self.kinds} - {*kinds}):
+            log.warning("no configuration of %s says fewer units of %s: all stay", anatomy.name, ", ".join(left))
+        return [f for f in anatomy.families if f.kind in kinds]
 
     def offered(self, families: Sequence[Family]) -> dict[str, Ints]:
         """Kept counts to choose from, by family."""
@@ -178,16 +186,17 @@ def llm_shrink(
         BudgetError: the budgets cannot be met; names the closest. DataError: bad tokens. TraceError: no blocks.
 
     Memory: one block and its moments, twice; the hidden states of the tokens, dense and cut; and those of ``probes``
-        batches once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
+        tokens once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
         each of these cuts.
     """
     how = how or Shrinking()
     source = model if isinstance(model, Source) else Source.open(model)
     anatomy = Anatomy.of(source, sorted({*how.kinds, *HEALED}))
-    offered = how.offered(how.cut(anatomy))
+    mine = how.cut(anatomy)
+    offered = how.offered(mine)
     prices = [asked(anatomy, offered) for asked in budgets]
     folder = Path(out).with_name(f".{Path(out).name}.survey")
-    rows, effects = surveyed(anatomy, how, batches_of(tokens, batch), folder, device, dtype, memory, progress)
+    rows, effects = surveyed(anatomy, mine, how, batches_of(tokens, batch), folder, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects)
     choice = how.allocate(menu, prices)
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
@@ -211,6 +220,7 @@ def llm_shrink(
 
 def surveyed(
     anatomy: Anatomy,
+    mine: Sequence[Family],
     how: Shrinking,
     batches: Sequence[Tensor],
     folder: Path,
@@ -221,13 +231,28 @@ def surveyed(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The dense pass: a row a block, and the divergence by ``block/family`` and ``block/drop``.
 
-    What is done lies in ``folder``; the same call goes on from it.
+    What is done lies in ``folder``. Where a limit on memory sends the streams of the effects there too, a killed run
+    goes on from it; else its survey begins again.
     """
-    key = {"model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches))}
-    _claim(folder, {**key, **how.survey(), "dtype": str(dtype)})
-    effects = Effects(min(how.probes, len(batches)), folder / "effects")
+    batches = _probe_first(batches, how.probes)
+    key: dict[str, Any] = {
+        "model": anatomy.source.identity(),
+        "tokens": digest_of((str(i), b) for i, b in enumerate(batches)),
+    }
+    key |= {**how.survey(), "dtype": str(dtype)}
+    _claim(folder, key)
+    count = 1 + sum(len(probes(f.units, how.levels)) for f in mine) + how.layers * len(anatomy.paths)
+    width = getattr(getattr(anatomy.skeleton, "config", None), "hidden_size", None) or 4096
+    large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
+    effects = Effects(1, folder / "effects" if large else None)
+    found = folder / "effects.json"
+    if found.exists():
+        return [_row(folder, i) for i in range(len(anatomy.paths))], json.loads(found.read_text(encoding="utf-8"))
+    if not large:  # streams in memory are gone with the run that was killed
+        shutil.rmtree(folder, ignore_errors=True)
+        _claim(folder, key)
     surveyor = Surveyor(
-        how.cut(anatomy), how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
+        mine, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
         how.layers,
     )  # fmt: skip
     walk = Walk.begin(
@@ -243,16 +268,32 @@ def surveyed(
             if not file.exists():
                 write_bytes(file, json.dumps(surveyor(live)).encode())
             if index < len(walk) - 1:
-                walk.pass_on(live, dict(live.module.state_dict()))
-        rows.append(json.loads(file.read_text(encoding="utf-8")))
-    found = folder / "effects.json"
-    if not found.exists():
-        tail = Tail(anatomy.source, anatomy.paths, dtype, device)
-        measured = finish(
-            effects, len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden)
-        )
-        write_bytes(found, json.dumps(measured).encode())
-    return rows, json.loads(found.read_text(encoding="utf-8"))
+                walk.pass_on(live, live.module.state_dict().items())
+        rows.append(_row(folder, index))
+    tail = Tail(anatomy.source, anatomy.paths, dtype, device)
+    measured = effects.divergences(
+        len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden)
+    )
+    write_bytes(found, json.dumps(measured).encode())
+    return rows, measured
+
+
+def _row(folder: Path, block: int) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads((folder / f"{block:05}.json").read_text(encoding="utf-8"))
+    return row
+
+
+def _probe_first(batches: Sequence[Tensor], tokens: int) -> list[Tensor]:
+    """The batches, the first no larger than so many tokens, but of one window at least."""
+    rows = max(1, tokens // batches[0].shape[1])
+    return [b for b in (batches[0][:rows], batches[0][rows:], *batches[1:]) if len(b)]
+
+
+def sayable(anatomy: Anatomy, kind: str, step: int = 1) -> bool:
+    """Whether a configuration of transformers can say that every block has fewer units of a kind."""
+    families = [f for f in anatomy.families if f.kind == kind and f.units > step]
+    plan = anatomy.cut({f.name: np.arange(f.units) < f.units - int(np.lcm(step, f.group.multiple)) for f in families})
+    return configuration(apply(plan, anatomy.skeleton), plan) is not None
 
 
 def _claim(folder: Path, key: Mapping[str, Any]) -> None:
