@@ -93,6 +93,20 @@ def test_blocks_without_experts_stay(tmp_path: Path) -> None:
     assert found.rows[1]["banks"][0]["kept"] != found.rows[2]["banks"][0]["kept"]
 
 
+def test_sets_of_experts_stay_a_matter_of_the_code(tmp_path: Path) -> None:
+    """The number of sets shows in no shape: a configuration that is wrong about it must not be written."""
+    sizes = dict(n_routed_experts=8, n_group=4, topk_group=2)
+    model, x = mixture("DeepseekV3", **sizes), texts(2, 8)
+    small = copy.deepcopy(model)
+    cut = prune_experts_(small, {"input_ids": x}, lambda: small(input_ids=x), 1)
+    assert [len(row["kept"]) for row in cut.rows] == [6, 6]
+    assert sc.verify(model, cut.plan, small, {"input_ids": x}).ok
+    with pytest.raises(sc.ArgumentError, match=r"has 4 sets of 2 experts, of which 2 are chosen .* remove 0 to 2"):
+        prune_experts_(model, {"input_ids": x}, lambda: model(input_ids=x), 3)
+    with pytest.raises(sc.FormatError, match="no configuration found for DeepseekV3ForCausalLM"):
+        llm_prune_experts(model, x, tmp_path / "out", 1)
+
+
 def test_refusals(tmp_path: Path) -> None:
     x = texts(2, 8)
     llama = transformers.LlamaForCausalLM(

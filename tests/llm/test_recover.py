@@ -294,7 +294,6 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 def test_low_rank_updates_are_merged_under_the_masks(make: Any) -> None:
     pytest.importorskip("peft")
     dense = make()

@@ -365,3 +365,26 @@ def test_strip_lets_go() -> None:
     net(data()[0]).square().sum().backward()
     optimizer.step()
     assert bool(net[0].weight[~masks.masks["0.weight"]].any())
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, torch.optim.NAdam])
+def test_held_gradients_keep_zeros_under_an_optimizer_that_comes_later(make: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    masks = Masks(net, {"0.weight": torch.rand(8, 6) > 0.5})
+    masks.apply_()
+    undo = masks.hold()
+    optimizer = make(net.parameters(), lr=0.1, weight_decay=0.1)
+    before = net[0].weight.detach().clone()
+    for _ in range(5):
+        optimizer.zero_grad()
+        for _ in range(2):  # gradients that add up
+            net(torch.randn(4, 6)).square().sum().backward()
+        gone = net[0].weight.grad[~masks.masks["0.weight"]]
+        assert not gone.any()
+        optimizer.step()
+    assert torch.equal(net[0].weight == 0, ~masks.masks["0.weight"])
+    assert not torch.equal(net[0].weight, before)
+    undo()
+    net(torch.randn(4, 6)).square().sum().backward()
+    assert net[0].weight.grad[~masks.masks["0.weight"]].any()

@@ -89,7 +89,7 @@ def _metadata(data: Mapping[str, Any], base_model: str | None) -> dict[str, Any]
 def _lead(data: Mapping[str, Any], base_model: str | None) -> str:
     base = base_model or data["dense"]
     of = f"{base}, pruned" if base is not None else f"A pruned {data['class']}"
-    return f"{of} with [secateur](https://pypi.org/project/secateur/). All figures are of these files, loaded anew."
+    return f"{of} with secateur. All figures are of these files, loaded anew."
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -63,6 +63,7 @@ def adapted(model: nn.Module, lora: Lora, masks: Mapping[str, Tensor], seed: int
     config = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in its old words
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # and sees by itself how Conv1D lies
         torch.manual_seed(seed)
         try:
             wrapped = peft.get_peft_model(model, config)

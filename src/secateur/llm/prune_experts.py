@@ -20,6 +20,7 @@ from secateur.export.huggingface import configurations
 from secateur.graph.couple import Groups, couple
 from secateur.graph.record import trace
 from secateur.graph.rules import EXPERT_RULES
+from secateur.graph.sizes import Attribute, read_attribute
 from secateur.graph.surgery import apply_
 from secateur.llm.experts import Score, name_of, prune_banks_, reap
 from secateur.llm.live import Live
@@ -167,13 +168,20 @@ def config_changes(skeleton: nn.Module, rows: Sequence[Row]) -> dict[str, Any]:
         return {}
     before = config.to_dict()
     small = apply_(Plan({}, plan.axes, {}, {}, {}, {}), skeleton)
-    found = next(iter(configurations(small, plan)), None)
+    found = next((c for c in configurations(small, plan) if _says(type(small), c, plan)), None)
     if found is None:
         raise FormatError(
-            f"no configuration of {type(skeleton).__name__} says how many experts are left: cut the model in memory "
+            f"no configuration found for {type(skeleton).__name__} says how many experts are left: cut it in memory "
             "with prune_experts_ and keep it with sc.save"
         )
     return {k: v for k, v in found.to_dict().items() if before.get(k) != v and not k.startswith("_")}
+
+
+def _says(kind: Any, config: Any, plan: Plan) -> bool:
+    """Whether what a configuration builds has the sizes in its code too: in how many groups experts are, for one."""
+    with torch.device("meta"):
+        built = kind(config)
+    return all(read_attribute(built, Attribute(*at)) == new for at, (_, new) in plan.attributes.items())
 
 
 @contextmanager
