@@ -61,6 +61,7 @@ ROOMS += [
     "cli_common",
     "cli_budget",
     "cli_front",
+    "cli_llm_eval",
     "cli_llm",
     "cli_llm_experts",
     "cli_llm_recover",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from secateur.errors import ArgumentError
@@ -99,3 +100,36 @@ def pairs(option: str, values: list[str] | None, kind: type[int] | type[float]) 
 def one_or_all(values: list[str] | None) -> str | list[str] | None:
     """An option that may be repeated: its text if it stands once, else all of them."""
     return values[0] if values and len(values) == 1 else values
+
+
+class block_progress:
+    """A bar by block on standard error, with the time left and the peak memory; without a terminal, the log."""
+
+    def __enter__(self) -> Any:
+        from secateur.llm.memory import peak_bytes
+
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[peak]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.bar.start()
+        task = self.bar.add_task("reading", total=None, peak="")
+
+        def told(done: int, of: int, words: str) -> None:
+            peak = f"peak {peak_bytes() / 1e9:.2f} GB"
+            log.info("%d of %d: %s, %s", done, of, words, peak)
+            self.bar.update(task, completed=done, total=of, description=words, peak=peak)
+
+        return told
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from secateur.cli_common import EXITS, Force, Json, Seed, print_json, say
+from secateur.cli_common import block_progress as block_progress
 from secateur.cli_llm_eval import evaluate
 from secateur.errors import ArgumentError
 
@@ -75,7 +74,7 @@ def prune(
     if format_ not in ("dense", "sparse"):
         raise ArgumentError(f"--format {format_!r}: write dense or sparse")
     how = Pruning(
-        solver_named(method or "admm"), pattern_named(pattern), 0.5 if sparsity is None else sparsity,
+        solver_named(method or "admm"), pattern_named(pattern), sparsity,
         tuple(only or ()), tuple(ignore or ()), held, cross or method is None,
     )  # fmt: skip
     limit = None if memory is None else bytes_in(memory)
@@ -170,40 +169,6 @@ def allocation_named(name: str) -> Any:
     from secateur.run.names import resolve
 
     return resolve(name, {"uniform": uniform, "owl": outliers(), "measured": measured()}, "allocation")
-
-
-class block_progress:
-    """A bar by block on standard error, with the time left and the peak memory; without a terminal, the log."""
-
-    def __enter__(self) -> Any:
-        from secateur.llm.memory import peak_bytes
-
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[peak]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.bar.start()
-        task = self.bar.add_task("reading", total=None, peak="")
-        log = logging.getLogger("secateur")
-
-        def told(done: int, of: int, words: str) -> None:
-            peak = f"peak {peak_bytes() / 1e9:.2f} GB"
-            log.info("%d of %d: %s, %s", done, of, words, peak)
-            self.bar.update(task, completed=done, total=of, description=words, peak=peak)
-
-        return told
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
 
 
 def _short(name: str, path: str) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from secateur.cli_common import Force, Json, Threads, print_json, say
+from secateur.cli_common import Force, Json, Threads, block_progress, print_json, say
 from secateur.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a language model as it was saved: perplexity, agreement with the dense one, speed, tasks."""
-    from secateur.cli_llm import block_progress  # which has this command
     from secateur.llm.card import write_card
     from secateur.llm.evaluate import Asked, read_evaluation
     from secateur.llm.evaluate import evaluate as judge

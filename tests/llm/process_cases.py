@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from llm.tiny_models import make, tokens, write
-from secateur.choose.patterns import nm
+from secateur.choose.patterns import unstructured
 from secateur.errors import SecateurError
 from secateur.llm import memory
 from secateur.llm.allocate import outliers
@@ -42,10 +42,8 @@ def child(do: Callable[[], None]) -> int:
 
 
 def prune(folder: Path, out: str, sparsity: float = 0.5) -> None:
-    llm_prune(
-        folder / "dense", tokens(8, 16), Pruning(sparsegpt, nm(2, 4) if sparsity == 0.5 else nm(1, 4)), folder / out,
-        batch=2, allocation=outliers(),
-    )  # fmt: skip
+    how = Pruning(sparsegpt, unstructured, sparsity)
+    llm_prune(folder / "dense", tokens(8, 16), how, folder / out, batch=2, allocation=outliers())
 
 
 def killed_at(sync: int, do: Callable[[], None]) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from llm.tiny_models import load, make, tokens, write
 from secateur.choose.patterns import nm, unstructured
 from secateur.errors import ArgumentError, BudgetError, DataError, PlanError
 from secateur.llm import memory
+from secateur.llm.allocate import outliers
 from secateur.llm.memory import bytes_in
 from secateur.llm.prune import Pruning, llm_prune
 from secateur.llm.texts import windows
@@ -97,6 +98,13 @@ def test_hidden_states_go_to_disk_where_memory_is_short_and_the_result_is_the_sa
         break
     a, b = load(disk.folder).state_dict(), load(plain.folder).state_dict()
     assert all(torch.equal(a[n], b[n]) for n in b)
+
+
+def test_a_sparsity_that_the_pattern_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"pattern 2:4 removes 0\.5 of the weights, not 0\.7"):
+        Pruning(sparsegpt, nm(2, 4), 0.7)
+    with pytest.raises(ArgumentError, match="pattern 2:4 makes all blocks equally dense"):
+        llm_prune(make("gqa"), tokens(), HALF, tmp_path / "out", allocation=outliers())
 
 
 def test_sizes_are_read() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.atomic import write_bytes
 from secateur.choose.density import check_sparsity
 from secateur.choose.patterns import Pattern, unstructured
-from secateur.errors import PlanError
+from secateur.errors import ArgumentError, PlanError
 from secateur.llm import together
 from secateur.llm.allocate import Allocation, Densities, Task, uniform
 from secateur.llm.live import Live
@@ -39,8 +39,8 @@ class Pruning:
     """How the matrices of a block are pruned.
 
     Attributes:
-        solver: the method. pattern: the shape of the sparsity. sparsity: the fraction removed, where the pattern
-            leaves it open.
+        solver: the method. pattern: the shape of the sparsity.
+        sparsity: the fraction removed; None is what the pattern fixes, or a half.
         only, ignore: globs over full names of matrices, such as ``*.mlp.*``; routers of experts always stay dense.
         held: part of the calibration batches that is kept aside, for solvers that choose by them.
         cross: solvers see the dense model's inputs too, and reproduce its outputs. Then what a matrix is fed is always
@@ -51,12 +51,22 @@ class Pruning:
 
     solver: Solver
     pattern: Pattern = unstructured
-    sparsity: float = 0.5
+    sparsity: float | None = None
     only: Sequence[str] = ()
     ignore: Sequence[str] = ()
     held: float = 0.0
     cross: bool = False
     one_by_one: bool = False
+
+    def __post_init__(self) -> None:
+        fixed = self.pattern.density
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity)
+            if fixed is not None and abs(1 - fixed - self.sparsity) > 1e-9:
+                raise ArgumentError(
+                    f"pattern {self.pattern.name} removes {1 - fixed:g} of the weights, not {self.sparsity:g}: leave "
+                    "the sparsity out, or choose another pattern"
+                )
 
     def told(self) -> dict[str, Any]:
         """As it stands in files."""
@@ -64,7 +74,7 @@ class Pruning:
             "method": self.solver.name,
             "settings": settings(self.solver),
             "pattern": self.pattern.name,
-            "sparsity": self.pattern_sparsity,
+            "sparsity": self.removed,
             "only": list(self.only),
             "ignore": list(self.ignore),
             "held": self.held,
@@ -73,9 +83,11 @@ class Pruning:
         }
 
     @property
-    def pattern_sparsity(self) -> float:
-        """What the pattern fixes, or what is asked."""
-        return self.sparsity if self.pattern.density is None else 1 - self.pattern.density
+    def removed(self) -> float:
+        """The fraction that goes: what the pattern fixes, what is asked, or a half."""
+        if self.pattern.density is not None:
+            return 1 - self.pattern.density
+        return 0.5 if self.sparsity is None else self.sparsity
 
     def fed(self, live: Live, only: Sequence[str] | None = None) -> dict[str, Fed]:
         """What the solver is to know of the inputs."""
@@ -173,7 +185,11 @@ def llm_prune(
     Memory: see `stream`; and for each matrix two more of its size, and what the solver makes of a second moment.
     """
     source = model if isinstance(model, Source) else Source.open(model)
-    check_sparsity(how.sparsity)
+    if how.pattern.density is not None and allocation is not uniform:
+        raise ArgumentError(
+            f"pattern {how.pattern.name} makes all blocks equally dense: leave the allocation out, or choose a pattern "
+            "that leaves the sparsity open"
+        )
     start = time.perf_counter()
     given = [tokens] if isinstance(tokens, Tensor) else list(tokens)
 
@@ -181,7 +197,7 @@ def llm_prune(
         return Walk.begin(source, given, batch=batch, device=device, dtype=dtype)
 
     def prepare() -> Densities:
-        return allocation(Task(fresh, how.pattern_sparsity, how.chosen, how.fed, how.solver, how.pattern))
+        return allocation(Task(fresh, how.removed, how.chosen, how.fed, how.solver, how.pattern))
 
     def change(rows: Sequence[Row]) -> Change:
         report = report_of(source, how, allocation, given, rows, time.perf_counter() - start)
@@ -200,14 +216,14 @@ def llm_prune(
 
 def prune_block(live: Live, how: Pruning) -> dict[str, Any]:
     """Prune the matrices of a block in place; tells of each. Of several processes each solves a part of them."""
-    density = (live.prepared or {}).get(live.path, 1 - how.pattern_sparsity)
+    density = (live.prepared or {}).get(live.path, 1 - how.removed)
     in_turn = how.one_by_one or how.cross
     some = None if experts_in(live.module) else 1  # all batches, where what is used differs from one to the next
     known = _whole(live, {**live.norms(batches=some)} if in_turn else how.fed(live))
     rows: list[Row] = []
     chosen = how.chosen(live, known)
     for part in _parts(chosen, known) if in_turn else [list(chosen)]:
-        grams = {**known, **how.fed(live, part)} if in_turn else known
+        grams = _whole(live, how.fed(live, part)) if in_turn else known
         rows += _solved(live, how, {k: chosen[k] for k in part}, grams, density)
     return {"matrices": rows, "peak_bytes": peak_bytes()}
 
@@ -236,14 +252,18 @@ def _parts(chosen: Mapping[str, Tensor], grams: Mapping[str, Fed]) -> list[list[
     return list(found.values())
 
 
-def _solved(
-    live: Live, how: Pruning, chosen: Mapping[str, Tensor], grams: Mapping[str, Fed], density: float
-) -> list[Row]:
-    """Solve each matrix in one of the processes, and have all of them know."""
+def _solved(live: Live, how: Pruning, chosen: Mapping[str, Tensor], grams: dict[str, Fed], density: float) -> list[Row]:
+    """Solve each matrix in one of the processes, and have all of them know; moments go after their last matrix."""
     mine: dict[str, Row] = {}
+    last = {id(grams[key]): key for key in chosen}
     for number, (key, matrix) in enumerate(chosen.items()):
         if number % together.size() == together.rank():
             mine[key] = _solve(live, how, key, matrix, grams[key], density)
+        if last[id(grams[key])] == key:
+            gone = grams[key]
+            for other in [k for k, gram in grams.items() if gram is gone]:
+                del grams[other]
+            del gone
     for number, matrix in enumerate(chosen.values()):
         together.sent_(matrix, number % together.size())
     found = {k: row for rows in together.everyones(mine) for k, row in rows.items()}
