@@ -31,8 +31,8 @@ from secateur.atomic import write_bytes
 from secateur.llm.prune import REPORT
 
 LIMIT = 6_000_000_000
-BUDGET = "1GB"
-"""Of activations and what else the stream keeps: its ``--memory``."""
+BUDGET = "4GB"
+"""Of the whole process, as the stream plans it: its ``--memory``."""
 
 
 def recipe(part: str) -> tuple[str, ...]:
