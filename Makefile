@@ -4,13 +4,14 @@
 PYTHON ?= python3.11
 VENV := .venv
 ZOO := .venv-zoo
+PEER_LLM := .venv-peer-llm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BENCHES := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench bench-sparse bench-budget zoo docs venv clean
+.PHONY: help demo test lint format bench bench-sparse bench-budget bench-llm zoo docs venv clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name what; \
@@ -31,7 +32,7 @@ format: $(VENV)/.ready ## Write the sources as the formatter wants them
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(BENCHES) bench-sparse bench-budget ## Make every CSV in benchmarks/results anew
+bench: $(BENCHES) bench-sparse bench-budget bench-llm ## Make every CSV in benchmarks/results anew
 
 bench-%: $(VENV)/.ready ## Make one anew: benchmarks/%.py
 	$(BIN)/python benchmarks/$*.py
@@ -45,6 +46,10 @@ bench-budget: $(VENV)/.ready ## Make the figures of measured budgets anew: bench
 	$(BIN)/python benchmarks/budget
 	$(BIN)/python benchmarks/_tables.py
 
+bench-llm: $(VENV)/.ready $(PEER_LLM)/.ready ## Make the figures of language models anew, beside llm-compressor: benchmarks/llm
+	$(BIN)/python benchmarks/llm
+	$(BIN)/python benchmarks/_tables.py
+
 zoo: $(ZOO)/.ready ## Cut some 650 models, prove and reload each, beside Torch-Pruning; goes on from where it stopped
 	$(ZOO)/bin/python benchmarks/zoo
 	$(BIN)/python benchmarks/zoo/page.py
@@ -55,7 +60,7 @@ docs: $(VENV)/.ready ## Build the documentation into site/
 venv: $(VENV)/.ready ## Only make the virtual environment
 
 clean: ## Remove the virtual environment and everything built
-	rm -rf $(VENV) $(ZOO) site dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
+	rm -rf $(VENV) $(ZOO) $(PEER_LLM) site dist build out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
@@ -73,11 +78,18 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt requirements/mater
 	$(PIP) --no-deps -r requirements/materials.txt
 	@touch $@
 
-# The zoo's own packages lie beside those of the main environment, which it looks into.
-$(ZOO)/.ready: $(VENV)/.ready requirements/zoo.txt
-	$(PYTHON) -m venv $(ZOO)
-	main=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	    zoo=$$($(ZOO)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	    echo "import site; site.addsitedir('$$main')" > "$$zoo/main.pth"
-	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/zoo.txt
+# The zoo's own packages, and those of the peer of language models, lie beside those of the main environment, which
+# they look into.
+BESIDE = $(PYTHON) -m venv $(@D) && \
+	    main=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    here=$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    echo "import site; site.addsitedir('$$main')" > "$$here/main.pth" && \
+	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+
+$(ZOO)/.ready: requirements/zoo.txt $(VENV)/.ready
+	$(BESIDE)
+	@touch $@
+
+$(PEER_LLM)/.ready: requirements/peer-llm.txt $(VENV)/.ready
+	$(BESIDE)
 	@touch $@

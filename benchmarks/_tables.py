@@ -1,4 +1,4 @@
-"""The page of results, docs/results.md, made from the rows of ``main.csv``, ``sparse.csv`` and ``budget.csv``.
+"""The page of results, docs/results.md, made from the rows of ``main.csv`` and of the other files beside it.
 
 ``python benchmarks/_tables.py`` writes it anew, as ``make bench-NAME`` does at its end.
 """
@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import _tables_budget
+import _tables_llm
 import _tables_sparse
 from _rows import ROOT, read
 from _table import Table
@@ -137,9 +138,9 @@ LARGE = Table(
 )
 
 ABOUT = (
-    "Made from the rows of `benchmarks/results/main.csv`, `sparse.csv` and `budget.csv`, where the machine, the "
-    "versions and the seeds stand; `make bench` makes them anew. Latencies are ratios to the dense model's, timed in "
-    "one interleaved run; figures are means over runs."
+    "Made from the rows of `benchmarks/results/main.csv`, `sparse.csv`, `budget.csv` and `llm.csv`, where the machine, "
+    "the versions and the seeds stand; `make bench` makes them anew. Latencies are ratios to the dense model's, timed "
+    "in one interleaved run; figures are means over runs."
 )
 
 TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, LARGE, EXACT)
@@ -148,7 +149,12 @@ TABLES = (MINILM, FASHION, EFFICIENTNET, RECORDING, LARGE, EXACT)
 def page() -> str:
     """The whole page."""
     out = ["# Results", "", textwrap.fill(ABOUT, 120)]
-    files = {"main": TABLES, "sparse": _tables_sparse.TABLES, "budget": _tables_budget.TABLES}
+    files = {
+        "main": TABLES,
+        "sparse": _tables_sparse.TABLES,
+        "budget": _tables_budget.TABLES,
+        "llm": _tables_llm.TABLES,
+    }
     for file, tables in files.items():
         rows = read(ROOT / "benchmarks" / "results" / f"{file}.csv")
         for table in tables:

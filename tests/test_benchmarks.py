@@ -12,11 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import secateur as sc
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "benchmarks" / "llm"))
+
+import _ours
+import _plain
 
 import _fashion
 import _models
@@ -24,8 +30,10 @@ import _peer
 import _photos
 import _rows
 import _tables
+import _tables_llm
 import _tables_sparse
 from _rows import Figure
+from secateur.llm.prune import Pruning, llm_prune
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -193,6 +201,35 @@ def test_the_experiments_on_sparse_weights_are_in_the_tables(tmp_path: Path) -> 
     assert {r["case"] for r in found} == {"dense", "secateur", "torch.nn.utils.prune"}
     files = {f.stem for f in (ROOT / "benchmarks" / "sparse").glob("*.py") if not f.stem.startswith("_")}
     assert {t.experiment for t in _tables_sparse.TABLES} == files
+
+
+def test_a_language_model_is_pruned_saved_and_judged_in_clean_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECATEUR_BENCH_PARTS", "secateur/*")
+    done = run("llm", tmp_path, "one_shot")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {(r["case"], r["metric"]): float(r["value"]) for r in _rows.read(tmp_path / "quick.csv")}
+    assert set(found) == {("secateur/wanda/2:4", "perplexity"), ("secateur/wanda/2:4", "sparsity")}
+    assert found["secateur/wanda/2:4", "sparsity"] == 50
+    assert {t.experiment for t in _tables_llm.TABLES} == {"one_shot", "structured", "time", "memory"}
+
+
+@pytest.mark.parametrize("pattern", ["50%", "2:4"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_the_library_prunes_as_the_plain_loops_do(method: str, pattern: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=128, num_hidden_layers=2, **shape)).eval()
+    windows = torch.randint(0, 128, (8, 16))
+    how = Pruning(**_ours.WAYS[method], **_ours.shape(pattern))
+    llm_prune(model, windows, how, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    plain = _plain.prune_(model, windows, _plain.LOOPS[method], pattern).state_dict()
+    blocks = [name for name in plain if name.endswith("_proj.weight")]
+    assert len(blocks) == 14
+    assert all(torch.allclose(found[name], plain[name], atol=1e-5) for name in blocks)
+    assert all(int((plain[name] == 0).sum()) == plain[name].numel() // 2 for name in blocks)
 
 
 def run(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

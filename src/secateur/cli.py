@@ -297,10 +297,10 @@ def schema(
 app.command(epilog=EXITS)(sparsify)
 app.command(epilog=EXITS)(tickets)
 app.add_typer(target_app)
-llm_app.command(epilog=EXITS)(shrink)
-app.add_typer(llm_app)
 llm_app.command(epilog=EXITS)(experts)
 llm_app.command(epilog=EXITS)(recover)
+llm_app.command(epilog=EXITS)(shrink)
+app.add_typer(llm_app)
 for _command in (advise, front, take):
     app.command(epilog=EXITS)(_command)
 

@@ -39,7 +39,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 def prune(
     model: LlmModel,
     out: Annotated[Path, typer.Option(help="Folder for the result; the same command takes up a killed run.")],
-    method: Annotated[str, typer.Option(help=f"{METHODS}, or module:solver.")] = "sparsegpt",
+    method: Annotated[
+        str | None, typer.Option(help=f"{METHODS}, or module:solver. (default: admm, with --cross)")
+    ] = None,
     pattern: Annotated[
         str, typer.Option(help="unstructured, per_row, 2:4, 4:8, n:m, block:4x1, or module:pattern.")
     ] = "unstructured",
@@ -54,7 +56,7 @@ def prune(
     ignore: Annotated[list[str] | None, typer.Option(help="Glob over matrices that stay dense.")] = None,
     held: Annotated[float, typer.Option(min=0, max=0.5, help="Part of the calibration kept aside to choose by.")] = 0.0,
     cross: Annotated[
-        bool, typer.Option("--cross", help="Reproduce the dense model's outputs, not the inputs'.")
+        bool, typer.Option("--cross", help="Make up for what earlier layers lost: reproduce the dense model's outputs.")
     ] = False,
     memory: Memory = None,
     device: Device = "cpu",
@@ -72,8 +74,8 @@ def prune(
     if format_ not in ("dense", "sparse"):
         raise ArgumentError(f"--format {format_!r}: write dense or sparse")
     how = Pruning(
-        solver_named(method), pattern_named(pattern), sparsity,
-        tuple(only or ()), tuple(ignore or ()), held, cross,
+        solver_named(method or "admm"), pattern_named(pattern), sparsity,
+        tuple(only or ()), tuple(ignore or ()), held, cross or method is None,
     )  # fmt: skip
     limit = None if memory is None else bytes_in(memory)
     source = opened(model)

@@ -15,6 +15,7 @@ from llm.tiny_models import CONFIGS, load, make, tokens, twin, write
 from secateur.choose.patterns import nm, per_row, unstructured
 from secateur.llm.allocate import measured, outliers
 from secateur.llm.prune import Pruning, llm_prune
+from secateur.solve.admm import admm
 from secateur.solve.scores import magnitude_mask, wanda_mask
 from secateur.solve.sparsegpt import sparsegpt
 
@@ -174,6 +175,21 @@ def test_a_model_in_memory_is_left_as_it_was(tmp_path: Path) -> None:
     found = load(tmp_path / "out")
     assert float((found.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
     assert found.lm_head.weight is found.model.embed_tokens.weight
+
+
+def test_towards_dense_outputs_each_matrix_sees_those_before_it_pruned(tmp_path: Path) -> None:
+    """What was made up for once would be made up for again by what was fed to the block as it was."""
+    dense, ids = make("gqa"), tokens(8, 32)
+    llm_prune(write(dense, tmp_path / "dense"), ids, Pruning(admm, sparsity=0.6, cross=True), tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "llm.json").read_text())["blocks"][0]["matrices"]
+    told = {row["name"]: row["error"] for row in rows}
+    found, seen = load(tmp_path / "out", dtype=torch.float32), []
+    found.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        found(input_ids=ids)
+        before, after = (m.model.layers[0].mlp.down_proj.weight for m in (dense, found))
+        error = float((seen[0] @ (before - after).T).square().sum() / (seen[0] @ before.T).square().sum())
+    assert told["model.layers.0.mlp.down_proj.weight"] == pytest.approx(error, rel=1e-4)
 
 
 def test_one_by_one_and_cross_and_held_run(tmp_path: Path) -> None:

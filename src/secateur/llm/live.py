@@ -97,15 +97,16 @@ class Live:
         found = self._moments(Moments(only, held > 0, cross, False, f"{self.path}.", self.device), held)
         return {k: g for k, g in found.items() if isinstance(g, Gram)}
 
-    def norms(self, only: Collection[str] | None = None) -> dict[str, Norms]:
-        """The same of norms alone: a pass, and little more."""
-        found = self._moments(Moments(only, norms=True, lead=f"{self.path}.", device=self.device), 0.0)
+    def norms(self, only: Collection[str] | None = None, batches: int | None = None) -> dict[str, Norms]:
+        """The same of norms alone: a pass, and little more; or of the first batches, to learn what shares an input."""
+        found = self._moments(Moments(only, norms=True, lead=f"{self.path}.", device=self.device), 0.0, batches)
         return {k: g for k, g in found.items() if isinstance(g, Norms)}
 
-    def _moments(self, moments: Moments, held: float) -> dict[str, Gram | Norms]:
+    def _moments(self, moments: Moments, held: float, batches: int | None = None) -> dict[str, Gram | Norms]:
         every = round(1 / held) if held > 0 else 0
-        for i in range(len(self)):
-            twin = inputs_of(self.dense.module, partial(self.dense.run, i)) if moments.cross else None
+        for i in range(len(self))[:batches]:
+            last = moments.last(self.module)
+            twin = inputs_of(self.dense.module, partial(self.dense.run, i), last) if moments.cross else None
             moments.add(self.module, partial(self.run, i), bool(every) and i % every == every - 1, twin)
         found = moments.grams()
         self.in_dims |= moments.in_dims

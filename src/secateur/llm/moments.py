@@ -69,7 +69,7 @@ class Moments:
         Args:
             module: the block. run: runs it. aside: whether this batch is kept aside. dense: `inputs_of` the dense one.
         """
-        last = self._last(module)
+        last = self.last(module)
         known: list[tuple[Tensor, int, Feed]] = []  # inputs seen in this run: q, k and v share theirs
 
         def seen(c: Contraction) -> None:
@@ -92,7 +92,7 @@ class Moments:
             run()
         self._batches += 1
 
-    def _last(self, module: nn.Module) -> str | None:
+    def last(self, module: nn.Module) -> str | None:
         """The last matrix that is used: a pass need not go on behind its input. Experts may be used in any order."""
         if (
             self.in_dims
@@ -163,15 +163,15 @@ class Moments:
             self._feeds = {key: self._feeds[key] for first in sorted(told) for key in told[first][0]}
 
 
-def inputs_of(module: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]:
-    """Key -> what each matrix is fed in one run."""
+def inputs_of(module: nn.Module, run: Callable[[], Any], last: str | None = None) -> dict[str, Tensor]:
+    """Key -> what each matrix is fed in one run, which ends at the input of ``last``."""
     found: dict[str, Tensor] = {}
 
     def seen(c: Contraction) -> None:
         if not c.unfold:
             found[c.weight] = c.x
 
-    with torch.no_grad(), Watch(module, seen, stacked=True):
+    with torch.no_grad(), contextlib.suppress(Enough), Watch(module, seen, stacked=True, last=last):
         run()
     return found
 

@@ -43,8 +43,10 @@ class Pruning:
         sparsity: the fraction removed; None is what the pattern fixes, or a half.
         only, ignore: globs over full names of matrices, such as ``*.mlp.*``; routers of experts always stay dense.
         held: part of the calibration batches that is kept aside, for solvers that choose by them.
-        cross: solvers see the dense model's inputs too, and reproduce its outputs.
-        one_by_one: what a matrix is fed is collected after those before it in the block are pruned.
+        cross: solvers see the dense model's inputs too, and reproduce its outputs. Then what a matrix is fed is always
+            collected after those before it in the block are pruned: what they have made up for is not to be made up
+            for twice.
+        one_by_one: collect it so without that.
     """
 
     solver: Solver
@@ -109,13 +111,17 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 
 def routers_of(live: Live) -> set[str]:
     """Matrices that choose between experts: in a block with experts, those of one output or of one for each."""
-    stacks = {p.shape[0] for p in live.module.parameters() if p.dim() == 3}
-    lists = [m for m in live.module.modules() if isinstance(m, nn.ModuleList)]
-    full = {len(m) for m in lists if len(m) > 1 and all(any(True for _ in child.parameters()) for child in m)}
-    experts = stacks | full
+    experts = experts_in(live.module)
     if not experts:
         return set()
     return {k for k, m in live.matrices().items() if "[" not in k and m.shape[0] in experts | {1}}
+
+
+def experts_in(block: nn.Module) -> set[int]:
+    """How many experts a block's stacks and lists of modules may hold; none in a block without."""
+    stacks = {p.shape[0] for p in block.parameters() if p.dim() == 3}
+    lists = [m for m in block.modules() if isinstance(m, nn.ModuleList)]
+    return stacks | {len(m) for m in lists if len(m) > 1 and all(any(True for _ in c.parameters()) for c in m)}
 
 
 @dataclass(frozen=True)
@@ -211,12 +217,13 @@ def llm_prune(
 def prune_block(live: Live, how: Pruning) -> dict[str, Any]:
     """Prune the matrices of a block in place; tells of each. Of several processes each solves a part of them."""
     density = (live.prepared or {}).get(live.path, 1 - how.removed)
-    grams = _whole(live, how.fed(live))
+    in_turn = how.one_by_one or how.cross
+    some = None if experts_in(live.module) else 1  # all batches, where what is used differs from one to the next
+    known = _whole(live, {**live.norms(batches=some)} if in_turn else how.fed(live))
     rows: list[Row] = []
-    chosen = how.chosen(live, grams)
-    for part in _parts(chosen, grams) if how.one_by_one else [list(chosen)]:
-        if rows:
-            grams = _whole(live, how.fed(live, part))
+    chosen = how.chosen(live, known)
+    for part in _parts(chosen, known) if in_turn else [list(chosen)]:
+        grams = _whole(live, how.fed(live, part)) if in_turn else known
         rows += _solved(live, how, {k: chosen[k] for k in part}, grams, density)
     return {"matrices": rows, "peak_bytes": peak_bytes()}
 

@@ -1,0 +1,178 @@
+"""What the experiments share: the dense folder, the calibration windows, commands in processes of their own, a judge.
+
+The model is SmolLM2-135M-Instruct, dequantised from 4 bits to float32 and saved as a folder in ``.cache``; a smoke run
+takes a random Llama of two blocks and random tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import _data
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import _models
+from _rows import CACHE, ROOT, quick
+from secateur.atomic import write_bytes
+
+HERE = Path(__file__).resolve().parent
+PEER = (ROOT / ".venv-peer-llm" / "bin" / "python").absolute()
+"""The interpreter of the peer's environment, which ``make bench-llm`` makes."""
+FOLDER = CACHE / "llm"
+
+
+@functools.cache
+def dense() -> Path:
+    """The folder of the dense model, made once."""
+    folder = FOLDER / ("tiny" if quick() else "smollm2")
+    if not folder.is_dir():
+        fresh = folder.with_name(f"{folder.name}-{os.getpid()}")
+        _save_tiny(fresh) if quick() else _save_smollm2(fresh)
+        fresh.rename(folder)
+    return folder
+
+
+def _save_smollm2(folder: Path) -> None:
+    model = _models.smollm2()[0]
+    model.config.use_cache = True
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder, max_shard_size="200MB")
+    _data.tokenizer().save_pretrained(folder)
+
+
+def _save_tiny(folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def calibration() -> Tensor:
+    """Windows of token ids, shape (windows, length)."""
+    return load_file(calibration_file())["tokens"]
+
+
+@functools.cache
+def calibration_file() -> Path:
+    """The same in a file, as every command gets them."""
+    return _tokens("calibration", (8, 16) if quick() else (_data.CALIBRATION, _data.WINDOW))
+
+
+@functools.cache
+def evaluation_file() -> Path:
+    """Windows that nothing is calibrated on."""
+    return _tokens("evaluation", (4, 16) if quick() else (_data.EVALUATION, _data.WINDOW))
+
+
+def _tokens(part: str, shape: tuple[int, int]) -> Path:
+    path = FOLDER / f"{part}{'-tiny' if quick() else ''}-{shape[0]}x{shape[1]}.safetensors"
+    if not path.is_file():
+        if quick():
+            ids = torch.randint(0, 128, shape, generator=torch.Generator().manual_seed(len(part)))
+        else:
+            ids = getattr(_data, part)(*shape, folder=dense()).contiguous()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, save({"tokens": ids}))
+    return path
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that has ended: its seconds by the clock, and the largest resident set of its process, in bytes."""
+
+    seconds: float
+    peak: int
+
+
+def environment() -> dict[str, str]:
+    """One thread, no network, this source tree."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])),
+    }
+
+
+def run(arguments: Sequence[str | Path]) -> Ran:
+    """Run a command in a process of its own, on one thread.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    log = FOLDER / f"last-{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with log.open("wb") as out:
+        process = subprocess.Popen([str(a) for a in arguments], env=environment(), stdout=out, stderr=out)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        words = " ".join(str(a) for a in arguments)
+        raise RuntimeError(f"{words} ended with {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
+    return Ran(time.perf_counter() - start, usage.ru_maxrss * 1024)
+
+
+def ours(model: Path, tokens: Path, method: str, pattern: str, out: Path, *more: str) -> list[str | Path]:
+    """The command that prunes with secateur."""
+    return [sys.executable, HERE / "_ours.py", model, tokens, method, pattern, out, *more]
+
+
+def peers(model: Path, tokens: Path, method: str, pattern: str, out: Path) -> list[str | Path]:
+    """The command that prunes with llm-compressor."""
+    return [PEER, HERE / "_peer.py", model, tokens, method, pattern, out]
+
+
+def plain(model: Path, tokens: Path, method: str, pattern: str, out: Path) -> list[str | Path]:
+    """The command that prunes with the plain loops."""
+    return [sys.executable, HERE / "_plain.py", model, tokens, method, pattern, out]
+
+
+def perplexity_of(folder: Path) -> dict[str, float]:
+    """``perplexity`` and ``sparsity`` (of the linear layers of the blocks) of a saved folder, in a clean process."""
+    report = FOLDER / f"judged-{os.getpid()}.json"
+    report.unlink(missing_ok=True)
+    run([sys.executable, HERE / "_judge.py", folder, evaluation_file(), report])
+    found: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
+    return found
+
+
+def parameters(folder: Path) -> int:
+    """How many weights are saved: shared ones stand there once."""
+    count = 0
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count
+
+
+def fresh(name: str) -> Path:
+    """A path for a result, where nothing is."""
+    path = FOLDER / "out" / name.replace("/", "-").replace(":", "-").replace("%", "")
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
