@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import secateur as sc
-from secateur.cli import main
+from secateur.cli.app import main
 from secateur.run.runfile import check_arguments as sc_check
 
 NETS = """
@@ -350,7 +350,7 @@ def test_help_names_the_exit_codes(command, capsys):
 
 
 def start(*args):
-    code = "import sys; from secateur.cli import main; sys.exit(main())"
+    code = "import sys; from secateur.cli.app import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

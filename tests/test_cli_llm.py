@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from llm.tiny_models import load, make, tokens, write
-from secateur.cli import main
+from secateur.cli.app import main
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from secateur.cli import main
+from secateur.cli.app import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WORDS = "the shears cut a branch and then another one of that old tree by the wall in spring".split()

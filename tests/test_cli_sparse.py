@@ -14,7 +14,7 @@ import torch
 import secateur as sc
 from secateur.choose import patterns
 from secateur.choose.patterns import Pattern
-from secateur.cli import main
+from secateur.cli.app import main
 from secateur.errors import ArgumentError
 from secateur.export.sparse import load_masks, load_sparse
 from secateur.run.sparsefile import density, pattern

@@ -10,8 +10,8 @@ import sys
 import pytest
 import requests
 
-from secateur.cli import main
-from secateur.cli_target import missing, nbytes_of, specs
+from secateur.cli.app import main
+from secateur.cli.target import missing, nbytes_of, specs
 from secateur.errors import ArgumentError
 
 
@@ -21,7 +21,7 @@ def test_the_list_names_what_is_here_and_the_extra_of_what_is_not(capsys, monkey
     assert rows["eager"] == {"name": "eager", "installed": True, "extra": "", "missing": [], "remote": False}
     assert rows["onnxruntime"]["installed"]
     assert rows["onnxruntime"]["remote"]
-    monkeypatch.setattr("secateur.cli_target._installed", lambda name: name != "onnxruntime")
+    monkeypatch.setattr("secateur.cli.target._installed", lambda name: name != "onnxruntime")
     assert missing("onnx") == ["onnxruntime"]
     assert main(["target", "list"]) == 0
     assert "pip install 'secateur[onnx]'" in capsys.readouterr().out

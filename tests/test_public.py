@@ -18,24 +18,25 @@ SOURCE = Path(sc.__file__).parent
 NAMES = """
 EXPERT_RULES RESIDUAL_RULES RULES Advice Advised ArgumentError Artefact Budget BudgetError Confirmed Cost CoupleError
 Criterion DataError Energy Figure FormatError Front Gram Graph Groups History Layer Limits Masks Measurement Meter
-Method Pattern Plan PlanError Recovery Report Result Row Running Scores SecateurError Solver Sparse SparseResult Taken
-Target TargetError Tickets TraceError acdc across_layers admm admm_with advise allocate alps alps_with alternating
-apply apply_ apply_to_optimizer_ asp balanced block block_influence bn_scale by_cost by_effect by_max by_mean
-by_sensitivity by_table calibrate calibrate_weights co2_per_million compare compiled confirm cosine_loss
-cost_per_million couple cuda_24 distill dp drop_layers dsnot dsnot_with eager energy erk error_table even
-exact_diagonal executorch fidelity find_meter fine_tune finetune fisher fisher_with fixed fpgm from_torch_prune front
-global_ gmp grasp grasp_with group_decay group_lasso growing_l2 hutchinson kl_logits knapsack knapsack_with lamp
-latency layers layerwise learned_threshold least_squares least_squares_with litert load load_masks load_plan
-load_sparse load_table load_training log_sparsity macs magnitude magnitude_l1 make_plan masked measure measure_energy
-measure_models movement nbytes nm nvml obd obd_with obert obs obs_with onnxruntime onnxruntime_cuda onnxruntime_int8
-openvino owl pair_similarity_loss params pareto per_row permute_ permute_for prunable prune random random_init
-random_plan ranked rapl read_report recalibrate_bn refit relative_mse remote report_schema residue
-rewind_learning_rate rewind_to ria ria_with rigl running saliency save save_masks save_plan save_pretrained
-save_sparse save_table save_training score sensitivity shuffled_mask snip snip_with soft_movement sparse_evolution
-sparsegpt sparsegpt_with sparsify squared_gradient srste static sweep synflow take taylor taylor_abs taylor_gate
-taylor_second taylor_second_with taylor_with tensorrt tickets to_json to_onnx to_table to_torch_prune trace uniform
-uniform_plus unit_norms unnormalized unstructured vanished verify wanda watts with_threads woodfisher
-woodfisher_update woodfisher_with write_report zero_units
+Method Pattern Perplexity Plan PlanError Pruned Pruning Recovery Report Result Row Running Scores SecateurError
+Shrinking Shrunk Solver Sparse SparseResult Taken Target TargetError Tickets TraceError acdc across_layers admm
+admm_with advise allocate alps alps_with alternating apply apply_ apply_to_optimizer_ asp balanced block
+block_influence bn_scale by_cost by_effect by_max by_mean by_sensitivity by_table calibrate calibrate_weights
+co2_per_million compare compiled confirm cosine_loss cost_per_million couple cuda_24 distill dp drop_layers dsnot
+dsnot_with eager energy erk error_table even exact_diagonal executorch fidelity find_meter fine_tune finetune fisher
+fisher_with fixed fpgm from_torch_prune front global_ gmp grasp grasp_with group_decay group_lasso growing_l2
+hutchinson kl_logits knapsack knapsack_with lamp latency layers layerwise learned_threshold least_squares
+least_squares_with litert llm_prune llm_prune_experts llm_shrink load load_masks load_plan load_sparse load_table
+load_training log_sparsity macs magnitude magnitude_l1 make_plan masked measure measure_energy measure_models movement
+nbytes nm nvml obd obd_with obert obs obs_with onnxruntime onnxruntime_cuda onnxruntime_int8 openvino owl
+pair_similarity_loss params pareto per_row permute_ permute_for perplexity prunable prune random random_init
+random_plan ranked rapl read_report recalibrate_bn recover_folder refit relative_mse remote report_schema residue
+rewind_learning_rate rewind_to ria ria_with rigl running saliency save save_masks save_plan save_pretrained save_sparse
+save_table save_training score sensitivity shuffled_mask snip snip_with soft_movement sparse_evolution sparsegpt
+sparsegpt_with sparsify squared_gradient srste static sweep synflow take taylor taylor_abs taylor_gate taylor_second
+taylor_second_with taylor_with tensorrt tickets to_json to_onnx to_table to_torch_prune trace uniform uniform_plus
+unit_norms unnormalized unstructured vanished verify wanda watts with_threads woodfisher woodfisher_update
+woodfisher_with write_report zero_units
 """.split()
 
 ROOMS = [
@@ -58,16 +59,6 @@ ROOMS += [
     "testing",
     "run",
     "llm",
-    "cli_common",
-    "cli_budget",
-    "cli_front",
-    "cli_llm_eval",
-    "cli_llm",
-    "cli_llm_experts",
-    "cli_llm_recover",
-    "cli_llm_shrink",
-    "cli_sparse",
-    "cli_target",
     "cli",
 ]
 """Left to right: a room imports from itself and from those before it. Targets measure what export writes."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from secateur.llm.perplexity import perplexity
 from torch import nn
 from transformers import AutoModelForCausalLM
+
+from secateur.llm.perplexity import perplexity
 
 
 def load(folder: str) -> nn.Module:

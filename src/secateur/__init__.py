@@ -43,6 +43,11 @@ from secateur.graph.record import trace
 from secateur.graph.recorded import Graph
 from secateur.graph.rules import EXPERT_RULES, RESIDUAL_RULES, RULES
 from secateur.graph.surgery import apply, apply_, apply_to_optimizer_, masked
+from secateur.llm.perplexity import Perplexity, perplexity
+from secateur.llm.prune import Pruned, Pruning, llm_prune
+from secateur.llm.prune_experts import llm_prune_experts
+from secateur.llm.recover_folder import recover_folder
+from secateur.llm.shrink.run import Shrinking, Shrunk, llm_shrink
 from secateur.run.advise import Confirmed, advise, confirm
 from secateur.run.front import front
 from secateur.run.pipeline import Result, prune
@@ -166,8 +171,11 @@ __all__ = [
     "Meter",
     "Method",
     "Pattern",
+    "Perplexity",
     "Plan",
     "PlanError",
+    "Pruned",
+    "Pruning",
     "Recovery",
     "Report",
     "Result",
@@ -175,6 +183,8 @@ __all__ = [
     "Running",
     "Scores",
     "SecateurError",
+    "Shrinking",
+    "Shrunk",
     "Solver",
     "Sparse",
     "SparseResult",
@@ -257,6 +267,9 @@ __all__ = [
     "least_squares",
     "least_squares_with",
     "litert",
+    "llm_prune",
+    "llm_prune_experts",
+    "llm_shrink",
     "load",
     "load_masks",
     "load_plan",
@@ -292,6 +305,7 @@ __all__ = [
     "per_row",
     "permute_",
     "permute_for",
+    "perplexity",
     "prunable",
     "prune",
     "random",
@@ -301,6 +315,7 @@ __all__ = [
     "rapl",
     "read_report",
     "recalibrate_bn",
+    "recover_folder",
     "refit",
     "relative_mse",
     "remote",

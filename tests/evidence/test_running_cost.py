@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import secateur as sc
-from secateur.cli import main
+from secateur.cli.app import main
 from secateur.errors import ArgumentError, TargetError
 from secateur.evidence import running_cost
 from secateur.evidence.running_cost import (

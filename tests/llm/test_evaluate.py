@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import secateur as sc
-from secateur.cli import main
+from secateur.cli.app import main
 from secateur.errors import ArgumentError, DataError, FormatError
 from secateur.llm.agreement import beside
 from secateur.llm.card import card, write_card

@@ -10,8 +10,8 @@ import transformers as tf
 from safetensors.torch import save_file
 from shrinking import llama, texts
 
-from secateur.cli import main
-from secateur.cli_llm_shrink import budget_of, shrinking
+from secateur.cli.app import main
+from secateur.cli.llm_shrink import budget_of, shrinking
 from secateur.errors import ArgumentError
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateur as sc
-from secateur.cli import main
+from secateur.cli.app import main
 from secateur.digest import model_hash
 from secateur.errors import ArgumentError, DataError, FormatError
 from secateur.evidence.fidelity import fidelity, held_back

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from secateur.calling import named_tensors
@@ -122,6 +121,8 @@ def _neurons(bank: Bank, groups: Groups, stacks: dict[str, Tensor]) -> Iterator[
 
 def _matched(stacks: dict[str, Tensor], neurons: tuple[_Neurons, ...], kept: int, other: int) -> Tensor:
     """The order of another expert's neurons in which they match the kept one's best."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     total = torch.zeros(())
     for n in neurons:
         a, b = (_rows(stacks[n.name][j].float(), n) for j in (kept, other))

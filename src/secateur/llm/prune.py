@@ -183,6 +183,15 @@ def llm_prune(
         ArgumentError: the folder is in use. FormatError: the disk is full: the same call goes on.
 
     Memory: see `stream`; and for each matrix two more of its size, and what the solver makes of a second moment.
+
+    Example:
+        >>> import tempfile, secateur as sc, transformers
+        >>> shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> config = transformers.LlamaConfig(**shape, vocab_size=32)
+        >>> net = transformers.AutoModelForCausalLM.from_config(config)
+        >>> tokens = torch.randint(0, 32, (4, 16))
+        >>> llm_prune(net, tokens, Pruning(sc.sparsegpt, sc.nm(2, 4)), tempfile.mkdtemp() + "/small").sparsity
+        0.5
     """
     source = model if isinstance(model, Source) else Source.open(model)
     if how.pattern.density is not None and allocation is not uniform:

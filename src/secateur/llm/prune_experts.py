@@ -66,6 +66,15 @@ def llm_prune_experts(
         ArgumentError: fewer would be left than are chosen for a token. DataError: tokens that the model does not have.
 
     Memory: one block, its experts' outputs for a batch, and the hidden states.
+
+    Example:
+        >>> import tempfile, transformers
+        >>> shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+        >>> net = transformers.MixtralForCausalLM(transformers.MixtralConfig(**shape, **experts, vocab_size=32))
+        >>> done = llm_prune_experts(net, torch.randint(0, 32, (4, 16)), tempfile.mkdtemp() + "/small", 1)
+        >>> transformers.AutoConfig.from_pretrained(done.folder).num_local_experts
+        3
     """
     source = model if isinstance(model, Source) else Source.open(model)
     skeleton = source.skeleton(dtype)

@@ -74,6 +74,10 @@ def recover_folder(
         ArgumentError: there is no such folder. DataError: the models have other vocabularies.
 
     Memory: see `distill_tokens`; and once more the model while it is written.
+
+    Example:
+        >>> windows = torch.randint(0, 49_152, (64, 512))
+        >>> recover_folder("smollm2-2of4", "smollm2", windows, "recovered", steps=200, batch=4)  # doctest: +SKIP
     """
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     if out.resolve() in (folder.resolve(), Path(dense).expanduser().resolve()):

@@ -9,7 +9,7 @@ from clock_target import clock
 from torch import nn
 
 import secateur as sc
-from secateur.cli import main
+from secateur.cli.app import main
 from secateur.errors import ArgumentError, FormatError, TargetError
 from secateur.run.assemble import target as named
 from secateur.targets.measure import measure, timings

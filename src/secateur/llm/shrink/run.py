@@ -188,6 +188,16 @@ def llm_shrink(
     Memory: one block and its moments, twice; the hidden states of the tokens, dense and cut; and those of ``probes``
         tokens once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
         each of these cuts.
+
+    Example:
+        >>> import tempfile, secateur as sc, transformers
+        >>> shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> config = transformers.LlamaConfig(**shape, vocab_size=32)
+        >>> net = transformers.AutoModelForCausalLM.from_config(config)
+        >>> tokens = torch.randint(0, 32, (4, 16))
+        >>> done = llm_shrink(net, tokens, [of_params(0.9)], tempfile.mkdtemp() + "/small", Shrinking(layers=False))
+        >>> done.reached["params"] <= 0.9 * sc.params(net).dense
+        True
     """
     how = how or Shrinking()
     source = model if isinstance(model, Source) else Source.open(model)

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from secateur.cli_common import EXITS, Force, Json, Seed, print_json, say
-from secateur.cli_common import block_progress as block_progress
-from secateur.cli_llm_eval import evaluate
+from secateur.cli.llm_eval import evaluate
+from secateur.cli.options import EXITS, Force, Json, Seed, print_json, say
+from secateur.cli.options import block_progress as block_progress
 from secateur.errors import ArgumentError
 
 if TYPE_CHECKING:

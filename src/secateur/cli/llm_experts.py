@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from secateur.cli_common import Force, Json, Seed, print_json, say
-from secateur.cli_llm import (
+from secateur.cli.llm import (
     Calibration,
     Device,
     LlmModel,
@@ -21,6 +20,7 @@ from secateur.cli_llm import (
     calibration_tokens,
     opened,
 )
+from secateur.cli.options import Force, Json, Seed, print_json, say
 from secateur.errors import ArgumentError
 
 

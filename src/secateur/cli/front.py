@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from secateur.cli_common import (
+from secateur.cli.options import (
     BUDGET,
     MODEL,
     UNVERIFIED,

@@ -14,8 +14,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from secateur.cli_budget import advise
-from secateur.cli_common import (
+from secateur.cli.advise import advise
+from secateur.cli.front import front, take
+from secateur.cli.llm import app as llm_app
+from secateur.cli.llm_experts import experts
+from secateur.cli.llm_recover import recover
+from secateur.cli.llm_shrink import shrink
+from secateur.cli.options import (
     BUDGET,
     ERROR,
     EXITS,
@@ -55,13 +60,8 @@ from secateur.cli_common import (
     say,
     seed_,
 )
-from secateur.cli_front import front, take
-from secateur.cli_llm import app as llm_app
-from secateur.cli_llm_experts import experts
-from secateur.cli_llm_recover import recover
-from secateur.cli_llm_shrink import shrink
-from secateur.cli_sparse import sparsify, tickets
-from secateur.cli_target import target as target_app
+from secateur.cli.sparse import sparsify, tickets
+from secateur.cli.target import target as target_app
 from secateur.errors import ArgumentError, BudgetError, SecateurError
 from secateur.run.runfile import RunFile
 
@@ -357,7 +357,3 @@ def _failed(code: int, words: str, error: Exception | None, as_json: bool) -> in
         print_json({"ok": False, "exit_code": code, "error": {"type": kind, "message": words, "closest": closest}})
     Console(stderr=True).print(Text.assemble(("error: ", "bold red"), " ".join(words.split())), soft_wrap=True)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

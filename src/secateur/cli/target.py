@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from secateur.cli_common import EXITS, Json, print_json, say
+from secateur.cli.options import EXITS, Json, print_json, say
 from secateur.errors import ArgumentError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli_common import Force, Json, Seed, print_json, say
-from secateur.cli_llm import Device
+from secateur.cli.llm import Device
+from secateur.cli.options import Force, Json, Seed, print_json, say
 from secateur.errors import ArgumentError, DataError
 
 Pruned = Annotated[str, typer.Argument(help="Folder of the pruned model.", show_default=False)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from secateur.cli_common import Data, Example_, Json, Model, Seed, Threads, print_json, progress, say, seed_
+from secateur.cli.options import Data, Example_, Json, Model, Seed, Threads, print_json, progress, say, seed_
 
 if TYPE_CHECKING:
     from secateur.types import Target

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from secateur.cli_common import MODEL, UNVERIFIED, Data, Example_, Json, Seed, print_json, progress, say
+from secateur.cli.options import MODEL, UNVERIFIED, Data, Example_, Json, Seed, print_json, progress, say
 from secateur.errors import ArgumentError
 
 

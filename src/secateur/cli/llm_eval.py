@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from secateur.cli_common import Force, Json, Threads, block_progress, print_json, say
+from secateur.cli.options import Force, Json, Threads, block_progress, print_json, say
 from secateur.errors import ArgumentError
 
 if TYPE_CHECKING:
