@@ -74,7 +74,7 @@ $(VENV)/.torch: $(VENV)/.made requirements/torch.txt
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt requirements/materials.txt
-	$(PIP) -c constraints.txt -e ".[onnx,openvino,huggingface,remote,dev]"
+	$(PIP) -c constraints.txt -e ".[onnx,openvino,huggingface,peft,remote,dev]"
 	$(PIP) --no-deps -r requirements/materials.txt
 	@touch $@
 
