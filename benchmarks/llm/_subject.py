@@ -6,6 +6,7 @@ takes a random Llama of two blocks and random tokens.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -17,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import _data
 import torch
@@ -46,10 +48,17 @@ def dense() -> Path:
 
 
 def _save_smollm2(folder: Path) -> None:
-    model = _models.smollm2()[0]
-    model.config.use_cache = True
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    """Transformers does not save what it read from a quantised file: the weights go into a model that was not."""
+    from transformers import LlamaForCausalLM
+
+    read: Any = _models.smollm2()[0]
+    config = copy.deepcopy(read.config)
+    config.use_cache = True
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
     model.save_pretrained(folder, max_shard_size="200MB")
     _data.tokenizer().save_pretrained(folder)
 
