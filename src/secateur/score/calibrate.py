@@ -98,8 +98,10 @@ class Moment:
     bias: str | None
 
 
-def moments(model: nn.Module, batches: Batches, groups: Groups | None = None) -> dict[str, Moment]:
+def moments(model: nn.Module, batches: Batches, groups: Groups | None = None, warn: bool = True) -> dict[str, Moment]:
     """Second moments of the inputs of every weight that a group's units feed, float64, by parameter name.
+
+    ``warn``: say so where a weight has fewer rows of data than inputs.
 
     Memory: d² doubles a weight, d the inputs (times taps for a convolution); time: n d² a weight.
     """
@@ -134,7 +136,7 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None) ->
         if not bool(torch.isfinite(m.second).all()):
             raise DataError(f"the inputs of {name} are not finite on the calibration data")
     few = {name: m.n / len(m.first) for name, m in found.items() if m.n < len(m.first)}
-    if few:
+    if few and warn:
         worst = min(few, key=lambda name: few[name])
         log.warning(
             "calibration: %d of %d weights have fewer rows of data than inputs (%s: %d rows, %d inputs), so what is "

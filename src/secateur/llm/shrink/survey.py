@@ -102,7 +102,7 @@ def moments_of(live: Live, families: Sequence[Family]) -> dict[str, Moment]:
         return {}
     batches = (example_of(live.module, live.calls[i], live.hidden[i]) for i in range(len(live)))
     groups: Groups = [f.local for f in families]  # type: ignore[assignment]  # only their slices are looked at
-    return moments(live.module, batches, groups)
+    return moments(live.module, batches, groups, warn=live.index == 0)  # blocks are alike
 
 
 def kept_of(chosen: Sequence[tuple[Family, Bools]], block: nn.Module, every: bool = False) -> dict[str, Kept]:
