@@ -3,8 +3,8 @@
 Experiment ``one_shot``; cases ``LIBRARY/METHOD/PATTERN`` and ``dense``; metrics ``perplexity`` (60 windows of 512
 tokens of BBC news, each on its own, that no method has seen) and ``sparsity``, the share of zeros in the linear layers
 of the decoder blocks, in percent. All methods get the same 64 windows of 512 other tokens. ``plain`` are the papers'
-loops written out in `_plain`, ``llmcompressor`` is the peer. Only those linear layers are pruned. That ADMM stands behind
-``admm+dense_targets``, and its damping, were chosen with eight of the 60 windows in view, so it is no blind test.
+loops written out in `_plain`, ``llmcompressor`` is the peer. Only those linear layers are pruned. That ADMM stands
+behind ``admm+dense_targets``, and its damping, were chosen with eight of the 60 windows in view: it is no blind test.
 """
 
 from __future__ import annotations
