@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur import cli
+from secateur.cli.app import app
 from secateur.errors import ArgumentError, TargetError
 from secateur.evidence.advice import (
     LIKELY,
@@ -388,7 +388,7 @@ def test_a_small_network_on_a_real_runtime(tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.chdir(tmp_path)
     words = ["advise", "advised_nets:make", "--example", "1x3x8x8", "--seconds", "6", "--batch", "2", "--out", "out"]
-    done = CliRunner().invoke(cli.app, [*words, "--json"], obj=words)
+    done = CliRunner().invoke(app, [*words, "--json"], obj=words)
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert (data["target"], data["batch"], data["rows"][0]["rank"]) == ("onnxruntime", 2, 1)

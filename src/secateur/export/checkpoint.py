@@ -93,7 +93,7 @@ def load(folder: Path | str, factory_or_config: Factory | nn.Module | Any = None
     Example:
         >>> load("nowhere")
         Traceback (most recent call last):
-        secateur.errors.FormatError: nowhere/plan.json cannot be read as a plan ...
+        secateur.errors.FormatError: nowhere is no folder: give a folder that secateur wrote
     """
     path = Path(folder)
     if (path / "sparse.json").is_file():

@@ -114,7 +114,7 @@ def kernel_seconds(path: Path, example: Example, threads: int) -> float:
 
     whole = timed(once)
     runs = len(means)
-    return min(whole, (runs * means[-1] - WARM * means[WARM - 1]) / (runs - WARM))
+    return min(whole, max(runs * means[-1] - WARM * means[WARM - 1], 0.0) / (runs - WARM))
 
 
 openvino = dataclasses.replace(file_target("openvino", export, load, "openvino"), layer=from_onnx(kernel_seconds))
