@@ -21,7 +21,7 @@ demo: $(VENV)/.ready ## Prune a sentence encoder to half its latency and write t
 	$(BIN)/python examples/minilm.py
 
 test: lint ## Lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.ready ## Lint, format check and types
 	$(BIN)/ruff check .
