@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import importlib
 import os
 import sys
 import time
@@ -9,9 +11,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import _rows
-from _rows import ROOT, Figure, quick
+from _rows import ROOT, Figure, kept, quick, use_fresh_memory
 
 
 def names(here: Path) -> list[str]:
@@ -46,6 +49,28 @@ def main(here: Path, run: Callable[[str], None], wanted: Sequence[str]) -> int:
             continue
         print(f"{name}: {time.perf_counter() - start:.0f} s, {_rows.results()}", flush=True)
     return failed
+
+
+def by_parts(here: Path, recipe: Callable[[ModuleType, str], Sequence[Path]]) -> Callable[[str], None]:
+    """How an experiment is run whose module has ``parts(quick)``: part by part, each kept by the files that state it.
+
+    ``SECATEUR_BENCH_PARTS`` has globs, apart by spaces: only the parts whose names match are run.
+
+    Args:
+        here: the folder. recipe: ``(module, part) -> files``: what else than them changes does not make a part anew.
+    """
+
+    def run(name: str) -> None:
+        globs = os.environ.get("SECATEUR_BENCH_PARTS", "*").split()
+        module = importlib.import_module(name)
+        for part, make in module.parts(quick()).items():
+            if any(fnmatch.fnmatch(part, glob) for glob in globs):
+                file = f"{here.name}-{name}-{part.translate(str.maketrans('/:', '--'))}"
+                with use_fresh_memory():
+                    figures = kept(file, make, *recipe(module, part))
+                report(getattr(module, "EXPERIMENT", name), figures, only_these_cases=True)
+
+    return run
 
 
 def report(name: str, figures: Sequence[Figure], only_these_cases: bool = False) -> None:

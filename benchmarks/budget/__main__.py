@@ -11,9 +11,6 @@ on with the next. Nothing else should run beside it.
 
 from __future__ import annotations
 
-import fnmatch
-import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -21,20 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import _experiments  # noqa: E402
-from _rows import kept, quick, use_fresh_memory  # noqa: E402
-
-
-def run(name: str) -> None:
-    """One experiment, part by part."""
-    globs = os.environ.get("SECATEUR_BENCH_PARTS", "*").split()
-    module = importlib.import_module(name)
-    for part, make in module.parts(quick()).items():
-        if any(fnmatch.fnmatch(part, glob) for glob in globs):
-            file = f"budget-{name}-{part.replace('/', '-')}"
-            with use_fresh_memory():
-                figures = kept(file, make, HERE / f"{name}.py", HERE / "_subjects.py")
-            _experiments.report(getattr(module, "EXPERIMENT", name), figures, only_these_cases=True)
-
 
 if __name__ == "__main__":
+    run = _experiments.by_parts(HERE, lambda module, part: [HERE / f"{module.__name__}.py", HERE / "_subjects.py"])
     sys.exit(_experiments.main(HERE, run, sys.argv[1:]))

@@ -11,9 +11,6 @@ on with the next. ``timing`` and ``memory`` want a machine on which nothing else
 
 from __future__ import annotations
 
-import fnmatch
-import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -21,19 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import _experiments  # noqa: E402
-from _rows import kept, quick  # noqa: E402
-
-
-def run(name: str) -> None:
-    """One experiment, part by part."""
-    globs = os.environ.get("SECATEUR_BENCH_PARTS", "*").split()
-    module = importlib.import_module(name)
-    for part, make in module.parts(quick()).items():
-        if any(fnmatch.fnmatch(part, glob) for glob in globs):
-            file = f"llm-{name}-{part.translate(str.maketrans('/:', '--'))}"
-            figures = kept(file, make, *(HERE / f"{source}.py" for source in module.recipe(part)))
-            _experiments.report(getattr(module, "EXPERIMENT", name), figures, only_these_cases=True)
-
 
 if __name__ == "__main__":
+    run = _experiments.by_parts(HERE, lambda module, part: [HERE / f"{name}.py" for name in module.recipe(part)])
     sys.exit(_experiments.main(HERE, run, sys.argv[1:]))

@@ -9,16 +9,27 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from secateur.errors import FormatError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file: temporary file in the same folder, fsync, rename."""
+    with new_file(path) as f:
+        f.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file in the same folder that becomes ``path`` when the block ends well: fsync, rename.
+
+    A killed run may leave the temporary file, ``.NAME.*``, beside it.
+    """
     temporary = _beside(path)
     try:
         with temporary.open("xb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)

@@ -28,6 +28,8 @@ class Blocks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # what a killed run was writing
+            left.unlink(missing_ok=True)
 
     def file(self, index: int) -> Path:
         """The tensors of a block."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from secateur.atomic import sync
+from secateur.atomic import new_file
 from secateur.errors import FormatError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -150,22 +149,13 @@ def write(path: Path, tensors: Sequence[Made]) -> None:
         FormatError: a tensor is not what it was said to be.
         OSError: the disk is full; nothing is left at ``path``.
     """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as f:
-            f.write(_header(tensors))
-            for t in tensors:
-                tensor = t.make().detach().cpu().contiguous()
-                if (tuple(tensor.shape), tensor.dtype) != (t.shape, t.dtype):
-                    raise FormatError(f"{t.name} is {tensor.dtype} {tuple(tensor.shape)}; expected {t.dtype} {t.shape}")
-                f.write(raw(tensor))
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with new_file(path) as f:
+        f.write(_header(tensors))
+        for t in tensors:
+            tensor = t.make().detach().cpu().contiguous()
+            if (tuple(tensor.shape), tensor.dtype) != (t.shape, t.dtype):
+                raise FormatError(f"{t.name} is {tensor.dtype} {tuple(tensor.shape)}; expected {t.dtype} {t.shape}")
+            f.write(raw(tensor))
 
 
 def _header(tensors: Iterable[Made]) -> bytes:
