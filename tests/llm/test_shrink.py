@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,21 @@ def test_a_uniform_plan_loads_by_from_pretrained(name: str, tmp_path: Path) -> N
     expected.load_state_dict(load_file(done.folder / "model.safetensors"), strict=False)
     assert params(loaded) == done.reached["params"]
     assert torch.equal(logits(loaded), logits(expected))
+
+
+@pytest.mark.parametrize("allocate", [uniform, ranked])
+def test_effects_are_measured_only_where_the_choice_depends_on_them(
+    allocate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kind of unit, cut alike, or ranked by scores: the same plan comes out without the streams."""
+    how = Shrinking(kinds=("neuron",), layers=False, allocate=allocate)
+    done = llm_shrink(llama(), texts(), [of_params(0.85)], tmp_path / "quick", how, batch=4)
+    assert done.told["predicted_divergence"] is None
+    monkeypatch.setattr(Shrinking, "weighs", True)
+    same = llm_shrink(llama(), texts(), [of_params(0.85)], tmp_path / "weighed", how, batch=4)
+    assert allocate is ranked or same.told["predicted_divergence"] > 0
+    assert same.choice.kept == done.choice.kept
+    assert all(np.array_equal(same.plan.keep[name], mask) for name, mask in done.plan.keep.items())
 
 
 def test_what_no_configuration_says_stays_where_plain_loading_is_asked(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from secateur.run.front import front
 from secateur.run.frontfile import check_front
 from secateur.run.take import take
 from secateur.targets import measure as measuring
-from secateur.targets import table
+from secateur.targets import micro, table
 from secateur.types import Artefact
 from tiny import mlp
 
@@ -66,8 +66,8 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> sc.Target:
 
         return Artefact(run, lambda e: [], target="clock", threads=threads)
 
-    monkeypatch.setattr(measuring, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(table, "perf_counter", lambda: now[0])
+    for timing in (measuring, micro, table):
+        monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
     monkeypatch.setattr(measuring.gc, "collect", lambda: 0)
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     return sc.Target("clock", build)

@@ -146,14 +146,7 @@ def _taylor(model: str, tokens: Any) -> tuple[Any, Any]:
 
 def report_of(done: Shrunk) -> dict[str, Any]:
     """What was asked and achieved, as JSON."""
-    budgets = {
-        p.name: {"unit": p.unit, "dense": p.dense, "asked": p.limit, "achieved": done.reached[p.name]}
-        for p in done.prices
-    }
-    return {
-        "folder": str(done.folder), "budgets": budgets, "dropped": list(done.choice.dropped),
-        "kept": dict(done.choice.kept), "predicted_divergence": done.choice.error,
-    }  # fmt: skip
+    return {"folder": str(done.folder), **done.told}
 
 
 def table_of(done: Shrunk) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ from secateur.targets.files import file_target
 from secateur.targets.micro import WARM, from_onnx, timed
 from secateur.targets.peak import peak_rss
 from secateur.types import Artefact, Example
+
+
+@functools.cache
+def core() -> Any:
+    """The runtime, one a process and for good.
+
+    Its CPU plugin gives the thread that makes it a stack for signals, and takes it away in the order in which plugins
+    end: of two, the second then hands the freed stack of the first back, and the next Ctrl-C kills the process.
+
+    Raises:
+        TargetError: the ``openvino`` extra is missing.
+    """
+    (ov,) = need("openvino", "openvino")
+    return ov.Core()
 
 
 def export(model: nn.Module, example: Example, folder: Path) -> Path:
@@ -30,7 +45,7 @@ def export(model: nn.Module, example: Example, folder: Path) -> Path:
     between = to_onnx(model, example, folder / "between.onnx").path
     try:
         # read_model is what convert_model calls, without its notices to the makers over the network
-        ov.save_model(ov.Core().read_model(between), file, compress_to_fp16=False)
+        ov.save_model(core().read_model(between), file, compress_to_fp16=False)
     except Exception as e:
         raise TargetError(f"openvino: {type(model).__qualname__} cannot be converted: {_why(e)}") from e
     finally:
@@ -52,12 +67,11 @@ def load(path: Path | str, example: Example, threads: int = 1) -> Artefact:
     Raises:
         TargetError: the file cannot be loaded, or does not run on the example.
     """
-    (ov,) = need("openvino", "openvino")
-    path = Path(path)
+    runtime, path = core(), Path(path)
     if not path.is_file():
         raise TargetError(f"openvino: there is no file {path}")
     try:
-        compiled = ov.Core().compile_model(path, "CPU", settings(threads))
+        compiled = runtime.compile_model(path, "CPU", settings(threads))
     except Exception as e:
         raise TargetError(f"openvino: {path} cannot be loaded: {_why(e)}; is {path.with_suffix('.bin')} whole?") from e
     request = compiled.create_infer_request()
@@ -103,8 +117,7 @@ def settings(threads: int) -> dict[str, Any]:
 
 def kernel_seconds(path: Path, example: Example, threads: int) -> float:
     """What the kernels of a file take, without conversions of layout; never more than all of a run."""
-    (ov,) = need("openvino", "openvino")
-    request = ov.Core().compile_model(path, "CPU", {**settings(threads), "PERF_COUNT": True}).create_infer_request()
+    request = core().compile_model(path, "CPU", {**settings(threads), "PERF_COUNT": True}).create_infer_request()
     arrays = matched([i.any_name for i in request.model_inputs], example, "openvino")
     means: list[float] = []  # its counters are means over all runs so far
 

@@ -39,7 +39,7 @@ class Effects:
 
     batches: int
     folder: Path | None = None
-    every: int = 4
+    every: int = 2
     keys: list[str] = field(default_factory=list)
     held: dict[str, list[Tensor]] = field(default_factory=dict)
 

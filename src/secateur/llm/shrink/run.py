@@ -21,7 +21,7 @@ from secateur.llm.shrink.cut import Cutter
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
 from secateur.llm.shrink.ladder import Ladder, counts
-from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed
+from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed, ranked, uniform
 from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
 from secateur.llm.shrink.result import change_of, configuration
 from secateur.llm.shrink.survey import Surveyor, ladder_of, probes
@@ -78,7 +78,7 @@ class Shrunk:
     Attributes:
         folder: the result. plan: what was cut. choice: as it was made. prices: what was asked, with the dense values.
         reached: by the price's name: as counted on the cut model, or predicted where it is a time.
-        rows: by block.
+        rows: by block. told: budgets, what is kept and dropped, and the divergence that was predicted, as JSON.
     """
 
     folder: Path
@@ -87,6 +87,7 @@ class Shrunk:
     prices: Sequence[Price]
     reached: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]]
+    told: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Shrinking:
         ridge: of the refit in the cut model, towards the former; None leaves it out.
         residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
         heal: whether blocks that lose nothing are refitted too, behind those that do.
-        levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on.
+        levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on;
+            of fewer than 16 times as many calibration tokens fewer are taken, but 512 where there are.
     """
 
     criterion: Criterion = obs
@@ -119,14 +121,20 @@ class Shrinking:
     residual: float = 1.0
     heal: bool = True
     levels: Sequence[float] = (0.25, 0.6)
-    probes: int = 2048
+    probes: int = 1024
+
+    @property
+    def weighs(self) -> bool:
+        """Whether what goes depends on what cuts cost the predictions, which is dear to measure."""
+        by_count = self.allocate is uniform and len(self.kinds) == 1
+        return self.layers or not (by_count or self.allocate is ranked)
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
         kinds = [*self.kinds, *(["plain"] if self.plain else []), *(["layer"] if self.layers else [])]
         return {
             "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "levels": list(self.levels),
-            "probes": self.probes,
+            "probes": self.probes, "weighs": self.weighs,
         }  # fmt: skip
 
     def told(self) -> dict[str, Any]:
@@ -215,7 +223,8 @@ def llm_shrink(
     whole = {f.name: keep.get(f.name, np.ones(f.units, bool)) for f in anatomy.families}
     cutter = Cutter(anatomy.families, whole, plan, small, how.damping, how.ridge, how.residual, how.heal)
     reached = _reached(menu, choice, prices, small)
-    told = {**_told(choice, prices, reached), "how": how.told()}
+    outcome = _told(choice, prices, reached, how.weighs)
+    told = {**outcome, "how": how.told()}
 
     def change(rows: Sequence[Mapping[str, Any]]) -> Change:
         return change_of(small, plan, {**told, "blocks": list(rows)}, source.config)
@@ -225,7 +234,7 @@ def llm_shrink(
         dense=True, signature=told, rebuild=cutter.rebuild, change=change, progress=progress, force=force,
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
-    return Shrunk(done.folder, plan, choice, prices, reached, done.rows)
+    return Shrunk(done.folder, plan, choice, prices, reached, done.rows, outcome)
 
 
 def surveyed(
@@ -254,7 +263,7 @@ def surveyed(
     count = 1 + sum(len(probes(f.units, how.levels)) for f in mine) + how.layers * len(anatomy.paths)
     width = getattr(getattr(anatomy.skeleton, "config", None), "hidden_size", None) or 4096
     large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
-    effects = Effects(1, folder / "effects" if large else None)
+    effects = Effects(1, folder / "effects" if large else None) if how.weighs else None
     found = folder / "effects.json"
     if found.exists():
         return [_row(folder, i) for i in range(len(anatomy.paths))], json.loads(found.read_text(encoding="utf-8"))
@@ -280,12 +289,18 @@ def surveyed(
             if index < len(walk) - 1:
                 walk.pass_on(live, live.module.state_dict().items())
         rows.append(_row(folder, index))
-    tail = Tail(anatomy.source, anatomy.paths, dtype, device)
-    measured = effects.divergences(
-        len(walk), lambda i, hidden: tail(batches[i][:, : hidden.shape[1]].to(device), hidden)
-    )
+    measured = {} if effects is None else _divergences(anatomy, effects, batches[0], dtype, device)
     write_bytes(found, json.dumps(measured).encode())
     return rows, measured
+
+
+def _divergences(
+    anatomy: Anatomy, effects: Effects, probe: Tensor, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, float]:
+    tail = Tail(anatomy.source, anatomy.paths, dtype, device)
+    return effects.divergences(
+        len(anatomy.paths), lambda i, hidden: tail(probe[:, : hidden.shape[1]].to(device), hidden)
+    )
 
 
 def _row(folder: Path, block: int) -> dict[str, Any]:
@@ -294,7 +309,8 @@ def _row(folder: Path, block: int) -> dict[str, Any]:
 
 
 def _probe_first(batches: Sequence[Tensor], tokens: int) -> list[Tensor]:
-    """The batches, the first no larger than so many tokens, but of one window at least."""
+    """The batches, the first no larger than the probe, but of one window at least."""
+    tokens = min(tokens, max(512, sum(b.numel() for b in batches) // 16))
     rows = max(1, tokens // batches[0].shape[1])
     return [b for b in (batches[0][:rows], batches[0][rows:], *batches[1:]) if len(b)]
 
@@ -356,9 +372,10 @@ def _reached(menu: Menu, choice: Choice, prices: Sequence[Price], small: nn.Modu
     return {p.name: cost_of(choice, menu, p) if p.meter is None else p.meter(empty) for p in prices}
 
 
-def _told(choice: Choice, prices: Sequence[Price], reached: Mapping[str, float]) -> dict[str, Any]:
+def _told(choice: Choice, prices: Sequence[Price], reached: Mapping[str, float], weighed: bool) -> dict[str, Any]:
     budgets = {
         p.name: {"unit": p.unit, "dense": p.dense, "asked": p.limit, "achieved": reached[p.name]} for p in prices
     }
     kept, dropped = dict(choice.kept), list(choice.dropped)
-    return {"budgets": budgets, "kept": kept, "dropped": dropped, "predicted_divergence": choice.error}
+    predicted = choice.error if weighed else None  # else errors are in no unit of predictions
+    return {"budgets": budgets, "kept": kept, "dropped": dropped, "predicted_divergence": predicted}
