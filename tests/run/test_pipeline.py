@@ -332,7 +332,11 @@ X = torch.zeros(1, 4)
         ({"example": "words"}, TypeError, "example must be a tensor, a tuple"),
         ({"model": Refuses()}, CoupleError, "nothing in this model can be cut"),
         ({"ignore": ("*",)}, CoupleError, "is ignored on request"),
-        ({"limits": sc.Limits(minimum=8)}, BudgetError, "cannot be met: .* is left of 58. Ask for at least that"),
+        (
+            {"limits": sc.Limits(minimum=8)},
+            BudgetError,
+            "cannot be met: the closest reachable is .* of 58, .*. Ask for at least that",
+        ),
         ({"seed": -1}, ArgumentError, "seed must be a whole number in"),
         ({"seed": 1.5}, ArgumentError, "seed must be a whole number in"),
     ],

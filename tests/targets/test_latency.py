@@ -261,6 +261,7 @@ def test_errors_of_predictions_are_told(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_machine_too_busy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = mlp(16, 32, 16), torch.zeros(1, 16)
     clock = Clock(lambda m: 1.0, monkeypatch)
+    monkeypatch.setattr(latency_module, "SPREAD", 0.3)
     monkeypatch.setattr(
         latency_module, "measure", lambda *a, **k: [Measurement("clock", np.array([1.0, 2.0, 4.0]), 1, 1)]
     )

@@ -93,8 +93,8 @@ def cannot_be_met(budget: Budgets, each: Sequence[float], joint: Sequence[float]
     """
     parts = parts_of(budget)
     told = [
-        f"budget {p.cost.name} <= {amount(p.limit, p.cost)} cannot be met: {what}, {amount(r, p.cost)} is left of "
-        f"{p.cost.dense:.6g}"
+        f"budget {p.cost.name} <= {amount(p.limit, p.cost)} cannot be met: the closest reachable is "
+        f"{amount(r, p.cost)} of {p.cost.dense:.6g}, {what}"
         for p, r in zip(parts, each, strict=True)
         if r > p.limit
     ]

@@ -338,9 +338,6 @@ def _words_of(error: Exception) -> str:
     if hasattr(error, "format_message"):  # the command line parser's own errors
         hint = getattr(getattr(error, "ctx", None), "command_path", "secateur")
         return f"{error.format_message().rstrip('.')}; see '{hint} --help'"
-    if isinstance(error, BudgetError) and error.closest is not None:
-        of = " times the budgets" if error.several else ""
-        return f"{error} (closest reachable: {error.closest:.6g}{of})"
     if isinstance(error, SecateurError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)"

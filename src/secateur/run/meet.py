@@ -21,7 +21,7 @@ from secateur.types import Budget, Budgets, Floats, Limits, Plan, Scores
 
 log = logging.getLogger("secateur")
 
-AIM, NEAR = 0.985, 0.97
+AIM, NEAR = 0.987, 0.975
 """What a solution aims at, and what is near enough, as parts of the limit."""
 ROUNDS, STEPS = 8, 40
 """Most plans that are measured, and that are solved for."""
@@ -60,7 +60,7 @@ def meet(
     A measured cost is predicted. What the prediction is asked for is corrected from attempt to attempt, along the line
     through what was measured nearest the limit on either side; of several measured costs each prediction is first
     scaled to what the first attempts measured, and the one that is worst over its limit is led to it. The first
-    attempt that comes within 3 % below a limit, above none, is taken, else the nearest below after eight; what is
+    attempt that comes within 2.5 % below a limit, above none, is taken, else the nearest below after eight; what is
     taken must hold in the mean with a second timing too, and where it does not, the next attempts are asked for that
     much less.
 
