@@ -68,10 +68,10 @@ def test_the_service_as_a_process_tells_its_token_once_and_leaves_nothing(tmp_pa
             answer = requests.get(f"http://{at}/", headers={"Authorization": f"Bearer {token}"}, timeout=20)
             assert answer.json()["targets"] == ["onnxruntime"]
             assert "onnxruntime" in answer.json()["versions"]
-            assert list(tmp_path.glob("secateur-serve-*"))
+            assert list(tmp_path.glob("secateur-*/serve-*"))
         finally:
             process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate()
     assert process.returncode == 0
     assert token not in rest + errors
-    assert list(tmp_path.glob("secateur-serve-*")) == []
+    assert list(tmp_path.iterdir()) == []

@@ -43,6 +43,7 @@ ROOMS = [
     "digest",
     "errors",
     "atomic",
+    "scratch",
     "types",
     "calling",
     "graph",

@@ -18,6 +18,7 @@ from secateur.digest import model_hash
 from secateur.errors import TargetError
 from secateur.export.prepare import Array, array, batch_of, output_tensors, snapshot
 from secateur.graph.copying import duplicate
+from secateur.scratch import scratch
 from secateur.types import Artefact, Example, Target
 
 
@@ -201,7 +202,7 @@ def _round_trip(target: Target, model: nn.Module, example: Example, tolerance: f
         both = target.export is None and target.load is None
         assert both, f"{target.name}: has one of export and load; give both or neither"
         return
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         made, there = Path(folder) / "made", Path(folder) / "there"
         made.mkdir()
         file = target.export(model, example, made)

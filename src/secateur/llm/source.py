@@ -22,6 +22,7 @@ from secateur.export.prepare import need
 from secateur.graph.copying import duplicate
 from secateur.llm.names import Recipe, recipes
 from secateur.llm.tensor_files import Made, Stored, read, stored_in, write
+from secateur.scratch import scratch
 
 log = logging.getLogger("secateur")
 
@@ -305,7 +306,7 @@ def parameters_on_meta() -> Iterator[None]:
 def _from_gguf(file: Path) -> Path:
     """Dequantise a GGUF file into a safetensors folder in a temporary place."""
     transformers, _, _ = need("huggingface", "transformers", "gguf", "accelerate")
-    folder = Path(tempfile.mkdtemp(prefix="secateur-gguf-"))
+    folder = Path(tempfile.mkdtemp(prefix="gguf-", dir=scratch()))
     log.info("%s is read whole, once, and written dequantised to %s", file, folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True

@@ -37,6 +37,7 @@ from secateur.run.meet import meet
 from secateur.run.pipeline import Quality, Stage, carry_out, check_unchanged, figures, stats_for
 from secateur.score.calibrate import quiet_eval
 from secateur.score.criteria import by_mean, magnitude, random, score
+from secateur.scratch import scratch
 from secateur.targets.latency import Built
 from secateur.targets.measure import compare, measure
 from secateur.train.recovery import Recovery
@@ -129,7 +130,7 @@ def front(
     if quality is None:
         assert judged is not None
         quality = fidelity(model, judged)
-    work = Path(tempfile.mkdtemp(prefix="secateur-front-")) if folder is None else Path(folder)
+    work = Path(tempfile.mkdtemp(prefix="front-", dir=scratch())) if folder is None else Path(folder)
     (work / WORK).mkdir(parents=True, exist_ok=True)
     before = model_hash(model)
     tell("recording")

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.scratch import scratch
 from secateur.types import Artefact, Example, Target
 
 Export = Callable[[nn.Module, Example, Path], Path]
@@ -51,7 +52,7 @@ class Folder:
     """A temporary folder that lives as long as the artefacts that hold this."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="secateur-"))
+        self.path = Path(tempfile.mkdtemp(dir=scratch()))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.export.prepare import need
+from secateur.scratch import scratch
 from secateur.targets.layers import Layer
 from secateur.types import Example
 
@@ -156,7 +157,7 @@ def from_onnx(kernels: Callable[[Path, Example, int], float]) -> Callable[[Layer
     def seconds(layer: Layer, threads: int) -> float:
         generator = torch.Generator().manual_seed(0)
         example = {n: torch.randn(s, generator=generator) for n, s in zip("xyz", inputs_of(layer), strict=False)}
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
             file = Path(folder) / "layer.onnx"
             file.write_bytes(onnx_bytes(layer))
             return kernels(file, example, threads)

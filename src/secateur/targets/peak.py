@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.errors import TargetError
+from secateur.scratch import scratch
 
 # The kernel carries ru_maxrss of the parent over fork and exec, so a large parent would hide a small child:
 # VmHWM belongs to the new address space alone. Where there is no /proc, ru_maxrss has to do.
@@ -81,7 +82,7 @@ def peak_rss(
     Raises:
         TargetError: the process failed.
     """
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         inputs = Path(folder) / "inputs.npz"
         with inputs.open("wb") as f:
             np.savez(f, allow_pickle=False, **{name: np.asarray(a) for name, a in arrays.items()})

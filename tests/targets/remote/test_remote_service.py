@@ -83,7 +83,7 @@ def order(address, repeats=1, op="measure", **job):
 
 
 def kept(temporary):
-    return sorted(f.stat().st_size for f in temporary.glob("secateur-serve-*/*") if f.name != "worker.log")
+    return sorted(f.stat().st_size for f in temporary.glob("secateur-*/serve-*/*") if f.name != "worker.log")
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1], TOKEN + "x", "ünïcode-token-of-tests"])
@@ -174,7 +174,7 @@ def test_a_crash_takes_the_worker_not_the_service(address, temporary):
         assert "SIGSEGV" in answer.json()["error"]
     assert "exit code 7: the runtime gave up" in order(address, EXIT).json()["error"]
     assert order(address, 3).json() == {"ok": [[0.25] * 3]}
-    assert not list(temporary.glob("secateur-serve-*/order-*"))
+    assert not list(temporary.glob("secateur-*/serve-*/order-*"))
 
 
 def pids(log):
@@ -260,7 +260,7 @@ def test_what_was_sent_goes_with_the_service(temporary, log):
     with serving(service(log)) as address:
         assert order(address).status_code == 200
         assert kept(temporary)
-    assert list(temporary.iterdir()) == []
+    assert not list(temporary.glob("secateur-*/serve-*"))
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(address, temporary):

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from secateur.scratch import scratch
+
 
 class TooLarge(Exception):
     """More was sent than is taken."""
@@ -30,7 +32,7 @@ class Store:
 
     largest: int
     files: int
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="secateur-serve-")))
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="serve-", dir=scratch())))
     _sizes: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
     def has(self, digest: str) -> bool:
