@@ -89,7 +89,7 @@ def test_hidden_states_go_to_disk_where_memory_is_short_and_the_result_is_the_sa
     there: list[int] = []
 
     def look(done: int, of: int, words: str) -> None:
-        there.append(len(list((tmp_path / "disk" / ".work").glob("states-0/hidden/*/0*"))))
+        there.append(len(list((tmp_path / "disk" / ".work").glob("states-0-of-1/hidden/*/0*"))))
 
     disk = llm_prune(folder, ids, HALF, tmp_path / "disk", batch=1, memory=caught.value.closest, progress=look)
     assert max(there) == 8

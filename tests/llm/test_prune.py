@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from llm.tiny_models import CONFIGS, load, make, tokens, twin, write
 from secateur.choose.patterns import nm, per_row, unstructured
+from secateur.errors import ArgumentError, PlanError, TraceError
 from secateur.llm.allocate import measured, outliers
-from secateur.llm.prune import Pruning, llm_prune
+from secateur.llm.moments import Moments
+from secateur.llm.prune import Pruning, experts_in, llm_prune, settings
 from secateur.solve.admm import admm
+from secateur.solve.least_squares import best_of, refit_with
 from secateur.solve.scores import magnitude_mask, wanda_mask
-from secateur.solve.sparsegpt import sparsegpt
+from secateur.solve.sparsegpt import sparsegpt, sparsegpt_with
 
 
 def reference_sparsegpt(w: Tensor, h: Tensor, n: int, m: int, damping: float = 0.01) -> Tensor:
@@ -199,3 +202,71 @@ def test_one_by_one_and_cross_and_held_run(tmp_path: Path) -> None:
         llm_prune(folder, tokens(8, 32), how, tmp_path / f"out{i}", batch=2)
     a, b = load(tmp_path / "out0"), load(tmp_path / "out1")
     assert not torch.equal(a.model.layers[2].mlp.up_proj.weight, b.model.layers[2].mlp.up_proj.weight)
+
+
+def test_methods_of_other_settings_are_told_apart() -> None:
+    for a, b in [
+        (refit_with(wanda_mask, (0.01,)), refit_with(wanda_mask, (1.0,))),
+        (best_of(sparsegpt_with(damping=0.1), wanda_mask), best_of(sparsegpt_with(damping=0.5), wanda_mask)),
+        (measured((0.0,)), measured((0.0, 0.3, -0.3))),
+    ]:
+        assert settings(a) != settings(b)
+        assert settings(a) == json.loads(json.dumps(settings(a)))
+
+
+def test_kernels_of_convolutions_are_no_experts() -> None:
+    block = nn.ModuleDict({"conv": nn.Conv1d(32, 32, 3, groups=32), "out": nn.Linear(48, 32)})
+    assert experts_in(block) == set()
+    block["experts"] = nn.ParameterList([torch.zeros(4, 8, 8)])
+    assert experts_in(block) == {4}
+
+
+@pytest.mark.parametrize("held", [-0.1, 0.7, 2.0])
+def test_what_is_kept_aside_is_half_at_most(held: float) -> None:
+    with pytest.raises(ArgumentError, match="from 0 to 0.5"):
+        Pruning(wanda_mask, held=held)
+
+
+@pytest.mark.parametrize("globs", [{"only": ["*.mpl.*"]}, {"ignore": ["*.mlp.up_proj.*", "*attention*"]}])
+def test_a_glob_that_means_nothing_is_refused(globs: dict[str, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(
+        PlanError, match=r"'\*(\.mpl\.|attention)\*' matches no matrix; the model has \d+, such as model"
+    ):
+        llm_prune(make("gqa"), tokens(), Pruning(wanda_mask, **globs), tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_measured_densities_go_with_solutions_towards_dense_outputs(tmp_path: Path) -> None:
+    how = Pruning(admm, sparsity=0.5, cross=True)
+    done = llm_prune(make("gqa"), tokens(8, 32), how, tmp_path / "out", allocation=measured((0.0, 0.1, -0.1)))
+    assert done.sparsity == pytest.approx(0.5, abs=0.02)
+
+
+class Shares(nn.Module):
+    """Two matrices that share an input, or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, apart: bool) -> Tensor:
+        return self.a(x) + self.b(x.clone() if apart else x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_input_that_is_shared_on_some_batches_only_is_refused(first: bool) -> None:
+    module, moments = Shares(), Moments()
+    moments.add(module, lambda: module(torch.randn(4, 4), first))
+    with pytest.raises(TraceError, match="share an input on some batches only"):
+        moments.add(module, lambda: module(torch.randn(4, 4), not first))
+
+
+def test_processes_that_met_other_experts_agree_on_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is dealt by position: orders that differ would have a matrix solved for another one."""
+    seen = [{"q": 1, "up[0]": 1, "up[2]": 1}, {"q": 1, "up[1]": 1, "up[2]": 1}]
+    orders = []
+    for mine in seen:
+        moments = Moments(in_dims=dict(mine))
+        monkeypatch.setattr("secateur.llm.together.everyones", lambda value: seen if value in seen else [value])
+        moments.grams()
+        orders.append(list(moments.in_dims))
+    assert orders[0] == orders[1]

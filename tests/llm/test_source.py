@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from llm.tiny_models import CONFIGS, make, tokens, write
 from secateur.errors import ArgumentError, DataError, FormatError, TraceError
 from secateur.llm.blocks import blocks_of
 from secateur.llm.source import INDEX, Source
-from secateur.llm.walk import Walk
+from secateur.llm.tensor_files import stored_in
+from secateur.llm.walk import Walk, batches_of
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,18 @@ def test_a_module_of_no_library_is_walked_through() -> None:
         walk.pass_on(live)
     with torch.no_grad():
         torch.testing.assert_close(walk.hidden[0], model(ids))
+
+
+@pytest.mark.parametrize("entry", [{"shape": [1]}, [1], {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}])
+def test_a_damaged_entry_of_a_header_is_named(entry: Any, tmp_path: Path) -> None:
+    header = json.dumps({"a.weight": entry}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(FormatError, match=r"the entry of a\.weight is damaged .*copy it again"):
+        stored_in(file)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_of_no_samples_are_refused(size: int) -> None:
+    with pytest.raises(ArgumentError, match=f"at least 1; got {size}"):
+        batches_of(tokens(), size)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from secateur.errors import ArgumentError, FormatError
-from secateur.run.folder import RUN, claim, read_arguments
+from secateur.run.folder import RUN, claim, finished_in_place, read_arguments
 
 ARGUMENTS = {"model": "a:b", "seed": 0}
 
@@ -121,3 +121,46 @@ def test_damaged_arguments(tmp_path, text):
 def test_a_folder_without_arguments(tmp_path):
     with pytest.raises(FormatError, match="no such file"):
         read_arguments(tmp_path)
+
+
+def test_what_is_left_of_a_run_that_was_killed_while_it_tidied_up_is_not_gone_on_from(tmp_path, monkeypatch):
+    with claim(tmp_path, ARGUMENTS) as folder:
+        (folder.work / "state").write_text("whole")
+        (tmp_path / "plan.json").write_text("{}")
+
+        def killed(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("secateur.run.folder.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finished_in_place(folder)
+        monkeypatch.undo()
+    assert (tmp_path / ".work" / "state").exists()
+    with pytest.raises(ArgumentError, match="the finished result of this run"), claim(tmp_path, ARGUMENTS):
+        pass
+
+
+def test_files_that_came_with_a_result_are_known_as_its_own(tmp_path, monkeypatch):
+    """Whatever a checkpoint carries, a result can be replaced, and a run killed while it moved its files goes on."""
+    with claim(tmp_path / "out", ARGUMENTS) as folder:
+        (folder.work / "result").mkdir()
+        for name in ("llm.json", "params.json", "tekken.model"):
+            (folder.work / "result" / name).write_text("{}")
+
+        def killed(*args):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("secateur.run.folder.finished_in_place", killed)
+            with pytest.raises(KeyboardInterrupt):
+                folder.place(folder.work / "result")
+        assert (tmp_path / "out" / "params.json").exists()
+    with claim(tmp_path / "out", ARGUMENTS) as folder:
+        assert folder.resumed
+        finished_in_place(folder)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["llm.json", "params.json", RUN, "tekken.model"]
+    with claim(tmp_path / "out", {"seed": 1}, force=True):
+        pass
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ArgumentError, match=r"holds notes\.txt"), claim(tmp_path / "out", {"seed": 2}, force=True):
+        pass

@@ -135,3 +135,13 @@ def test_arguments_are_checked() -> None:
         sparsegpt_with(0)
     with pytest.raises(ArgumentError, match="damping >= 0"):
         sparsegpt_with(damping=-1.0)
+
+
+@pytest.mark.parametrize(("columns", "most"), [(200, 128), (48, 32), (96, 64)])
+def test_masks_wider_than_a_block_are_chosen_on_weights_that_are_up_to_date(columns: int, most: int) -> None:
+    weight, gram = layer(8, 2 * columns)
+    kept = weight.numel() // 2
+    found = sparsegpt_with(block=most)(weight, gram, nm(columns // 2, columns), kept)
+    whole = sparsegpt_with(block=4 * columns)(weight, gram, nm(columns // 2, columns), kept)
+    assert torch.equal(found.mask, whole.mask)
+    assert torch.allclose(found.weight, whole.weight, atol=1e-4)

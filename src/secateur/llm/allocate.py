@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from secateur.choose.density import outliers_of, owl_densities
 from secateur.choose.patterns import Pattern
 from secateur.choose.tables import least_error
 from secateur.errors import ArgumentError
+from secateur.llm import together
 from secateur.llm.live import Live
 from secateur.llm.moments import Fed
 from secateur.llm.walk import Walk
@@ -66,7 +68,7 @@ def outliers(lam: float = 0.08, m: float = 5.0) -> Allocation:
     def allocate(task: Task) -> Densities:
         found: dict[str, float] = {}
         sizes: dict[str, int] = {}
-        for live, grams in _dense(task, lambda live: live.norms()):
+        for live, grams in _dense(task, lambda live: live.with_unreached({**live.norms()})):
             matrices = task.chosen(live, grams)
             saliency = [w.abs() * grams[k].square.sqrt().to(w) for k, w in matrices.items()]
             found[live.path] = outliers_of(saliency, m)
@@ -94,7 +96,7 @@ def measured(spread: Sequence[float] = (-0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15
     def allocate(task: Task) -> Densities:
         levels = [s for s in (task.sparsity + d for d in spread) if 0 <= s < 1]
         errors, sizes, paths = [], [], []
-        for live, grams in _dense(task, task.fed):
+        for live, grams in _dense(task, lambda live: live.with_unreached({**task.fed(live)})):
             errors.append(_errors(live, grams, task, levels))
             sizes.append(sum(w.numel() for w in task.chosen(live, grams).values()))
             paths.append(live.path)
@@ -109,18 +111,22 @@ def _errors(live: Live, grams: Mapping[str, Fed], task: Task, levels: Sequence[f
     """Relative error of the block's outputs at each level; it is left as it was."""
     matrices = task.chosen(live, grams)
     before = {k: w.clone() for k, w in matrices.items()}
-    dense = list(live.outputs())
-    energy = sum(float(y.double().square().sum()) for y in dense)
-    found = []
+    twin, found = copy.deepcopy(live.module), []
+    energy = _everywhere(sum(float(live.run(i).double().square().sum()) for i in range(len(live))))
     for s in levels:
         for key, w in before.items():
             kept = task.pattern.count(tuple(w.shape), w.numel() - round(s * w.numel()))
             matrices[key].copy_(task.solver(w.float().contiguous(), cast(Gram, grams[key]), task.pattern, kept).weight)
-        lost = sum(float((a - b).double().square().sum()) for a, b in zip(live.outputs(), dense, strict=True))
-        found.append(lost / max(energy, math.ulp(0.0)))
+        apart = (live.run(i) - live.run(i, module=twin) for i in range(len(live)))
+        found.append(_everywhere(sum(float(d.double().square().sum()) for d in apart)) / max(energy, math.ulp(0.0)))
     for key, w in before.items():
         matrices[key].copy_(w)
     return found
+
+
+def _everywhere(value: float) -> float:
+    """The sum over the processes: each has batches of its own."""
+    return float(sum(together.everyones(value)))
 
 
 def _dense(task: Task, fed: Callable[[Live], Any]) -> Any:

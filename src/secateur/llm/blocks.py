@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from torch import nn
 
 from secateur.errors import TraceError
@@ -60,14 +58,3 @@ def _runs(path: str, container: nn.Module) -> list[tuple[str, ...]]:
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def consecutive(paths: tuple[str, ...]) -> bool:
-    """Whether they are all the children of one list, by their numbers.
-
-    Example:
-        >>> consecutive(("h.0", "h.1")), consecutive(("h.1", "h.2"))
-        (True, False)
-    """
-    numbers = [int(p.rpartition(".")[2]) if p.rpartition(".")[2].isdigit() else -1 for p in paths]
-    return numbers[0] == 0 and all(b == a + 1 for a, b in pairwise(numbers))

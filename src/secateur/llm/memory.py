@@ -103,7 +103,7 @@ def needs_of(
     largest = max((max(s) for s in sizes if s), default=0) * 4
     squares = [4 * d * d for d, _ in fed.inputs]
     matrix = max((4 * a * b for a, b in fed.matrices), default=0)
-    rows = math.prod(shapes[0][:-1])
+    rows = max(math.prod(s[:-1]) for s in shapes)
     wide = sum(a for a, _ in fed.matrices) + sum(d for d, _ in fed.inputs) + 6 * shapes[0][-1]
     hidden = sum(math.prod(s) for s in shapes) * dtype.itemsize * states
     biggest = max(squares, default=0)

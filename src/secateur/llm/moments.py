@@ -70,16 +70,21 @@ class Moments:
             module: the block. run: runs it. aside: whether this batch is kept aside. dense: `inputs_of` the dense one.
         """
         last = self.last(module)
-        known: list[tuple[Tensor, int, Feed]] = []  # inputs seen in this run: q, k and v share theirs
+        known: list[tuple[Tensor, int, Feed, str]] = []  # inputs seen in this run: q, k and v share theirs
 
         def seen(c: Contraction) -> None:
             if c.unfold or (self.wanted is not None and c.weight not in self.wanted):
                 return
             self._note(c)
-            feed = next((f for x, v, f in known if x is c.x and v == version(c.x)), None)
+            own = self._feeds.get(c.weight)
+            feed = next((f for x, v, f, _ in known if x is c.x and v == version(c.x)), None)
+            parted = feed is None and any(f is own and key != c.weight for _, _, f, key in known)
+            if parted or (feed is not None and own is not None and own is not feed):
+                other = next(key for _, _, f, key in known if f is (feed or own) and key != c.weight)
+                raise self._shared_in_part(other, c.weight)
             if feed is None:
-                feed = self._feeds.get(c.weight) or self._new(c, dense)
-                known.append((c.x, version(c.x), feed))
+                feed = own or self._new(c, dense)
+                known.append((c.x, version(c.x), feed, c.weight))
                 part = feed.held if aside and feed.held is not None else feed.sums
                 if isinstance(part, NormSum):
                     part.add_(c.x)
@@ -94,11 +99,7 @@ class Moments:
 
     def last(self, module: nn.Module) -> str | None:
         """The last matrix that is used: a pass need not go on behind its input. Experts may be used in any order."""
-        if (
-            self.in_dims
-            and all(p.dim() < 3 for p in module.parameters())
-            and set(self._uses.values()) == {self._batches}
-        ):
+        if self.in_dims and not stacks_of(module) and set(self._uses.values()) == {self._batches}:
             return list(self.in_dims)[-1]
         return None
 
@@ -132,7 +133,9 @@ class Moments:
                 together.sum_([] if sums is None else sums.tensors().values())
             rows = {self._rows[key] for key in feed.keys}
             if len(rows) > 1 and together.size() == 1:
-                raise TraceError(f"{' and '.join(feed.keys[:2])} share an input on some batches only: leave one dense")
+                raise self._shared_in_part(*feed.keys[:2])
+            if isinstance(feed.sums, NormSum):
+                feed.sums.sample = [x for part in together.everyones(feed.sums.sample) for x in part]
             name = self.lead + feed.keys[0]
             if not int(feed.sums.rows):
                 continue  # an expert that only what was kept aside reached
@@ -146,11 +149,13 @@ class Moments:
         self._feeds = {}
         return made
 
+    def _shared_in_part(self, first: str, second: str) -> TraceError:
+        return TraceError(f"{self.lead}{first} and {second} share an input on some batches only: leave one dense")
+
     def _meet(self) -> None:
         """Every process knows of every input, in one order: experts may have been reached in some only."""
         mine = {f.keys[0]: (tuple(f.keys), f.inputs, f.cross) for f in self._feeds.values()}
-        for dims in together.everyones(self.in_dims):
-            self.in_dims |= dims
+        self.in_dims = {key: dim for dims in together.everyones(self.in_dims) for key, dim in dims.items()}
         told = {first: about for found in together.everyones(mine) for first, about in found.items()}
         if together.size() > 1:
             for first in sorted(told):
@@ -161,6 +166,17 @@ class Moments:
                     self._feeds |= dict.fromkeys(keys, feed)
                     self._rows |= dict.fromkeys(keys, 0)
             self._feeds = {key: self._feeds[key] for first in sorted(told) for key in told[first][0]}
+
+
+def stacks_of(block: nn.Module) -> list[nn.Parameter]:
+    """Parameters of three axes that are stacks of matrices, as experts are; kernels of convolutions are not.
+
+    Example:
+        >>> stacks_of(nn.Conv1d(4, 4, 3))
+        []
+    """
+    parts = [m for m in block.modules() if not isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
+    return [p for m in parts for p in m.parameters(recurse=False) if p.dim() == 3]
 
 
 def inputs_of(module: nn.Module, run: Callable[[], Any], last: str | None = None) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from secateur.atomic import write_bytes
 from secateur.choose.density import check_sparsity
 from secateur.choose.patterns import Pattern, unstructured
-from secateur.errors import ArgumentError, PlanError
+from secateur.errors import ArgumentError, DataError, PlanError, SecateurError
 from secateur.llm import together
 from secateur.llm.allocate import Allocation, Densities, Task, uniform
 from secateur.llm.live import Live
 from secateur.llm.memory import peak_bytes
-from secateur.llm.moments import Fed
+from secateur.llm.moments import Fed, stacks_of
 from secateur.llm.source import Source
 from secateur.llm.stream import Change, Row, Streamed, stream
 from secateur.llm.walk import Progress, Walk
@@ -59,6 +59,8 @@ class Pruning:
     one_by_one: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.held <= 0.5:
+            raise ArgumentError(f"held is the part of the batches kept aside, from 0 to 0.5; got {self.held!r}")
         fixed = self.pattern.density
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
@@ -119,7 +121,7 @@ def routers_of(live: Live) -> set[str]:
 
 def experts_in(block: nn.Module) -> set[int]:
     """How many experts a block's stacks and lists of modules may hold; none in a block without."""
-    stacks = {p.shape[0] for p in block.parameters() if p.dim() == 3}
+    stacks = {p.shape[0] for p in stacks_of(block)}
     lists = [m for m in block.modules() if isinstance(m, nn.ModuleList)]
     return stacks | {len(m) for m in lists if len(m) > 1 and all(any(True for _ in c.parameters()) for c in m)}
 
@@ -178,6 +180,7 @@ def llm_prune(
         progress: hears ``(blocks done, blocks, words)``.
 
     Raises:
+        PlanError: a glob matches nothing.
         DataError: a token beyond the vocabulary, no text, inputs that are not finite, a singular second moment.
         FormatError: the checkpoint is damaged. BudgetError: the memory does not suffice.
         ArgumentError: the folder is in use. FormatError: the disk is full: the same call goes on.
@@ -199,14 +202,18 @@ def llm_prune(
             f"pattern {how.pattern.name} makes all blocks equally dense: leave the allocation out, or choose a pattern "
             "that leaves the sparsity open"
         )
-    start = time.perf_counter()
+    _check_globs(source, how)
+    start, moments = time.perf_counter(), 0 if how.solver.norms else 1 + (how.held > 0) + how.cross
     given = [tokens] if isinstance(tokens, Tensor) else list(tokens)
+    alone = replace(how, cross=False)  # on the dense model its inputs and the pruned one's are the same
 
-    def fresh() -> Walk:
-        return Walk.begin(source, given, batch=batch, device=device, dtype=dtype)
+    def prepare(place: Path) -> Densities:
+        def fresh() -> Walk:
+            return Walk.begin(
+                source, given, batch=batch, device=device, dtype=dtype, memory=memory, moments=moments, folder=place
+            )
 
-    def prepare() -> Densities:
-        return allocation(Task(fresh, how.removed, how.chosen, how.fed, how.solver, how.pattern))
+        return allocation(Task(fresh, how.removed, how.chosen, alone.fed, how.solver, how.pattern))
 
     def change(rows: Sequence[Row]) -> Change:
         report = report_of(source, how, allocation, given, rows, time.perf_counter() - start)
@@ -215,12 +222,20 @@ def llm_prune(
     signature = {"llm": "prune", **how.told(), "allocation": settings(allocation), "batch": batch, "packed": packed}
     done: Streamed = stream(
         source, given, lambda live: prune_block(live, how), out,
-        batch=batch, memory=memory, moments=0 if how.solver.norms else 1 + (how.held > 0) + how.cross, device=device,
-        dtype=dtype, dense=how.cross, dense_inputs=dense_inputs, signature=signature, prepare=prepare, change=change,
+        batch=batch, memory=memory, moments=moments, device=device, dtype=dtype, dense=how.cross,
+        dense_inputs=dense_inputs, signature=signature, prepare=prepare, change=change,
         progress=progress, packed=packed, force=force,
     )  # fmt: skip
     report = json.loads((done.folder / REPORT).read_text(encoding="utf-8"))
     return Pruned(done.folder, [m for row in done.rows for m in row["matrices"]], report)
+
+
+def _check_globs(source: Source, how: Pruning) -> None:
+    """Every glob means some matrix: a misspelt one would prune what is to stay, or nothing."""
+    names = [name for name, p in source.skeleton().named_parameters() if p.dim() > 1]
+    for glob in (*how.only, *how.ignore):
+        if "[" not in glob and not any(_matches(name, [glob]) for name in names):
+            raise PlanError(f"{glob!r} matches no matrix; the model has {len(names)}, such as {', '.join(names[1:4])}")
 
 
 def prune_block(live: Live, how: Pruning) -> dict[str, Any]:
@@ -228,29 +243,13 @@ def prune_block(live: Live, how: Pruning) -> dict[str, Any]:
     density = (live.prepared or {}).get(live.path, 1 - how.removed)
     in_turn = how.one_by_one or how.cross
     some = None if experts_in(live.module) else 1  # all batches, where what is used differs from one to the next
-    known = _whole(live, {**live.norms(batches=some)} if in_turn else how.fed(live))
+    known = live.with_unreached({**live.norms(batches=some)} if in_turn else how.fed(live))
     rows: list[Row] = []
     chosen = how.chosen(live, known)
     for part in _parts(chosen, known) if in_turn else [list(chosen)]:
-        grams = _whole(live, how.fed(live, part)) if in_turn else known
+        grams = live.with_unreached(how.fed(live, part), part) if in_turn else known
         rows += _solved(live, how, {k: chosen[k] for k in part}, grams, density)
     return {"matrices": rows, "peak_bytes": peak_bytes()}
-
-
-def _whole(live: Live, grams: dict[str, Fed]) -> dict[str, Fed]:
-    """Experts that no token reached are pruned as if their inputs were alike and uncorrelated: by magnitude."""
-    shared: dict[int, Gram] = {}
-    for key in [k for k in live.in_dims if "[" in k]:
-        name, in_dim = key.partition("[")[0], live.in_dims[key]
-        for number in range(live.module.get_parameter(name).shape[0]):
-            if f"{name}[{number}]" not in grams:
-                d = live.matrices()[key].shape[1]
-                identity = Gram(
-                    torch.eye(d, device=live.device), torch.zeros(d, device=live.device), 1, name="no tokens"
-                )
-                live.in_dims[f"{name}[{number}]"] = in_dim
-                grams[f"{name}[{number}]"] = shared.setdefault(d, identity)
-    return grams
 
 
 def _parts(chosen: Mapping[str, Tensor], grams: Mapping[str, Fed]) -> list[list[str]]:
@@ -264,15 +263,22 @@ def _parts(chosen: Mapping[str, Tensor], grams: Mapping[str, Fed]) -> list[list[
 def _solved(live: Live, how: Pruning, chosen: Mapping[str, Tensor], grams: dict[str, Fed], density: float) -> list[Row]:
     """Solve each matrix in one of the processes, and have all of them know; moments go after their last matrix."""
     mine: dict[str, Row] = {}
+    problem: SecateurError | None = None
     last = {id(grams[key]): key for key in chosen}
     for number, (key, matrix) in enumerate(chosen.items()):
         if number % together.size() == together.rank():
-            mine[key] = _solve(live, how, key, matrix, grams[key], density)
+            try:
+                mine[key] = _solve(live, how, key, matrix, grams[key], density)
+            except SecateurError as error:
+                problem = error
+                break
         if last[id(grams[key])] == key:
             gone = grams[key]
             for other in [k for k, gram in grams.items() if gram is gone]:
                 del grams[other]
             del gone
+    if any(told := together.everyones(None if problem is None else str(problem))):  # nobody waits for the others
+        raise problem or DataError(next(words for words in told if words))
     for number, matrix in enumerate(chosen.values()):
         together.sent_(matrix, number % together.size())
     found = {k: row for rows in together.everyones(mine) for k, row in rows.items()}
@@ -326,6 +332,8 @@ def settings(value: Any) -> Any:
     """
     if isinstance(value, Solver):
         return {"name": value.name, **settings(value.solve)}
+    if isinstance(value, (tuple, list)):
+        return [settings(v) for v in value]
     if not inspect.isfunction(value):
         return value if isinstance(value, (int, float, str, type(None))) else repr(value)
     cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
@@ -333,7 +341,7 @@ def settings(value: Any) -> Any:
     told = {
         k: settings(v)
         for k, v in sorted(inner.items())
-        if isinstance(v, (int, float, str, Solver)) or inspect.isfunction(v)
+        if isinstance(v, (int, float, str, tuple, list, Solver)) or inspect.isfunction(v)
     }
     return {"function": value.__qualname__, **told}
 
@@ -351,7 +359,7 @@ def report_of(
         "version": 1,
         "asked": {**how.told(), "allocation": settings(allocation)},
         "achieved": {
-            "sparsity": 1 - kept / max(total, 1),
+            "sparsity": (total - kept) / max(total, 1),
             "removed": total - kept,
             "of_matrices": total,
             "of_model": whole,

@@ -214,7 +214,8 @@ class _Rows(TorchFunctionMode):
             ids, weight = args[:2]
             used, at = ids.unique(return_inverse=True)
             if int(used[-1]) >= len(weight) or int(used[0]) < 0:
-                raise DataError(f"token {int(used[-1])} is beyond the {len(weight)} rows of the embedding")
+                bad = int(used[0]) if int(used[0]) < 0 else int(used[-1])
+                raise DataError(f"token {bad} is beyond the {len(weight)} rows of the embedding")
             rows = self.recorder.source.rows(self.recorder.lazy[weight], used.cpu())
             return rows.to(ids.device, self.recorder.dtype)[at]
         return func(*args, **kwargs)

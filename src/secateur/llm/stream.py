@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,10 +22,10 @@ from secateur.llm import together
 from secateur.llm.live import Live
 from secateur.llm.packed import by_module, write_packed
 from secateur.llm.shards import Blocks, finish
-from secateur.llm.source import CONFIG, Source
+from secateur.llm.source import Source
 from secateur.llm.tensor_files import Made, stored_in, write
 from secateur.llm.walk import Progress, Walk, batches_of
-from secateur.run.folder import WORK, Folder, claim, cleared, finished_in_place
+from secateur.run.folder import WORK, Folder, claim
 
 Row: TypeAlias = Mapping[str, Any]
 """What is told of a block: JSON."""
@@ -76,7 +77,7 @@ def stream(
     rebuild: Callable[[nn.Module, Row], nn.Module] | None = None,
     change: Callable[[Sequence[Row]], Change] = lambda rows: Change(),
     progress: Progress | None = None,
-    prepare: Callable[[], Any] | None = None,
+    prepare: Callable[[Path], Any] | None = None,
     memory: float | None = None,
     moments: int = 1,
     packed: bool = False,
@@ -97,7 +98,8 @@ def stream(
         signature: what tells this call from another: settings of the work, as JSON.
         rebuild: ``(module, row) -> module`` of the shape that the work gave it, for taking up a run.
         change: ``rows -> Change`` of the whole model.
-        prepare: finds something out before the first block, as JSON; every block has it as ``live.prepared``.
+        prepare: finds something out before the first block, as JSON, given a folder for hidden states of its own;
+            every block has it as ``live.prepared``.
         memory: bytes that the process may take: hidden states that do not fit go to disk, in the output folder.
         moments: how many second moments of an input the work holds at once, for that.
         progress: hears ``(blocks done, blocks, words)``.
@@ -119,15 +121,17 @@ def stream(
         prepared = _prepared(folder.work / "prepared.json", prepare)
         walk = Walk.begin(
             source, batches, device=device, dtype=dtype, dense=dense, dense_inputs=dense_inputs, memory=memory,
-            moments=moments, folder=folder.work / f"states-{together.rank()}",
+            moments=moments, folder=folder.work / f"states-{together.rank()}-of-{together.size()}",
         )  # fmt: skip
+        done = together.first_tells(blocks.done)
         for index in range(len(walk)):
             if progress is not None:
                 progress(index, len(walk), walk.paths[index])
-            _step(walk, blocks, index, work, rebuild, prepared)
+            _step(walk, blocks, index, index < done, work, rebuild, prepared)
         if progress is not None:
             progress(len(walk), len(walk), "writing")
         rows = [blocks.row(i) for i in range(len(walk))]
+        together.wait()  # all have read what goes now
         if together.rank() == 0:
             _publish(folder, walk, blocks, change(rows), packed)
         together.wait()
@@ -157,12 +161,13 @@ def _step(
     walk: Walk,
     blocks: Blocks,
     index: int,
+    done: bool,
     work: Work,
     rebuild: Callable[[nn.Module, Row], nn.Module] | None,
     prepared: Any,
 ) -> None:
     """One block: worked on and written; or, if a killed run got so far, read again. What is written is passed on."""
-    if index < blocks.done:
+    if done:
         if index < walk.hidden.block or index == len(walk) - 1:
             return
         module = walk.block(index)
@@ -181,13 +186,16 @@ def _step(
         walk.pass_on(live, blocks.tensors(index))
 
 
-def _prepared(file: Path, prepare: Callable[[], Any] | None) -> Any:
+def _prepared(file: Path, prepare: Callable[[Path], Any] | None) -> Any:
     """What was found out before, or what is found out now."""
     if prepare is None:
         return None
     if together.first_tells(file.exists()):
         return together.first_tells(json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
-    found = prepare()
+    place = file.with_name(f"prepare-{together.rank()}")
+    shutil.rmtree(place, ignore_errors=True)  # it begins anew
+    found = prepare(place)
+    shutil.rmtree(place, ignore_errors=True)
     if together.rank() == 0:
         write_bytes(file, (json.dumps(found) + "\n").encode())
     together.wait()
@@ -195,7 +203,7 @@ def _prepared(file: Path, prepare: Callable[[], Any] | None) -> Any:
 
 
 def _publish(folder: Folder, walk: Walk, blocks: Blocks, change: Change, packed: bool) -> None:
-    """Put the result together in the work folder, and then in its place, the configuration last."""
+    """Put the result together in the work folder, and then in its place."""
     result = folder.work / "result"
     result.mkdir(exist_ok=True)
     for path in result.glob(".*"):  # what a killed run was writing
@@ -210,10 +218,7 @@ def _publish(folder: Folder, walk: Walk, blocks: Blocks, change: Change, packed:
         finish(result, walk.source, [], change.config, change.extra)
     else:
         finish(result, walk.source, _result(walk, blocks, change), change.config, change.extra)
-    cleared(folder)
-    for path in sorted(result.iterdir(), key=lambda p: p.name == CONFIG):
-        path.replace(folder.path / path.name)
-    finished_in_place(folder)
+    folder.place(result)
 
 
 def _result(walk: Walk, blocks: Blocks, change: Change) -> list[Made]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from secateur.atomic import new_file
 from secateur.errors import FormatError
 
+HEADER = 100_000_000
+"""Bytes of the longest header that the format allows."""
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -61,7 +63,7 @@ def stored_in(file: Path) -> dict[str, Stored]:
         size = file.stat().st_size
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(length)) if 0 < length <= size - 8 else None
+            header = json.loads(f.read(length)) if 0 < length <= min(size - 8, HEADER) else None
     except FileNotFoundError as error:
         raise FormatError(f"{file} is missing: the index names it; copy the whole checkpoint") from error
     except (OSError, ValueError) as error:
@@ -72,11 +74,14 @@ def stored_in(file: Path) -> dict[str, Stored]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype = DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise FormatError(f"{file}: {name} is of type {entry['dtype']}; expected one of {', '.join(DTYPES)}")
-        start, end = (8 + length + at for at in entry["data_offsets"])
-        found[name] = Stored(file, start, tuple(entry["shape"]), dtype)
+        try:
+            kind, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+            start, end = (8 + length + int(at) for at in entry["data_offsets"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{file}: the entry of {name} is damaged ({error!r}); copy it again") from error
+        if kind not in DTYPES:
+            raise FormatError(f"{file}: {name} is of type {kind}; expected one of {', '.join(DTYPES)}")
+        found[name] = Stored(file, start, shape, DTYPES[kind])
         if end > size or end - start != found[name].nbytes:
             raise FormatError(f"{file} is cut off: {name} ends at byte {end}, the file at {size}; copy it again")
     return found

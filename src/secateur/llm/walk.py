@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import DataError
+from secateur.errors import ArgumentError, DataError
 from secateur.llm import together
 from secateur.llm.activations import Hidden, gone_on_from
 from secateur.llm.blocks import blocks_of
@@ -31,7 +30,7 @@ def batches_of(tokens: Tensor | Sequence[Tensor], size: int | None = None) -> li
     """Tokens (samples, window) in batches of ``size`` samples; of so many that there are about 4096 tokens by default.
 
     Raises:
-        DataError: there are none, or they are no whole numbers.
+        DataError: there are none, or they are no whole numbers. ArgumentError: a size below 1.
 
     Example:
         >>> [tuple(b.shape) for b in batches_of(torch.zeros(5, 2048, dtype=torch.int64))]
@@ -42,6 +41,8 @@ def batches_of(tokens: Tensor | Sequence[Tensor], size: int | None = None) -> li
         if not isinstance(t, Tensor) or t.dim() != 2 or t.dtype.is_floating_point or not t.numel():
             what = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
             raise DataError(f"tokens are int64 (samples, window), at least one; got {what}")
+    if size is not None and size < 1:
+        raise ArgumentError(f"batch is how many samples run at once, at least 1; got {size}")
     if not given:
         raise DataError("no calibration tokens: give at least one window of text")
     return [b.long() for t in given for b in t.split(size or max(1, ROWS // t.shape[1]))]
@@ -104,7 +105,7 @@ class Walk:
         all_of_them = batches_of(tokens, batch)
         check_vocabulary(skeleton, all_of_them)
         mine = all_of_them[together.rank() :: together.size()]
-        if not mine:
+        if len(all_of_them) < together.size():  # all of them say so: nobody waits for the others
             raise DataError(
                 f"{len(all_of_them)} calibration batches for {together.size()} processes: give more samples, or "
                 "smaller batches"
@@ -202,11 +203,6 @@ def check_vocabulary(skeleton: nn.Module, batches: Sequence[Tensor]) -> None:
             f"token {bad} is not in the model's vocabulary of {most}: the text was tokenised by another model's "
             "tokenizer"
         )
-
-
-def bytes_of(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> int:
-    """Bytes of tensors of one type."""
-    return sum(math.prod(s) for s in shapes) * dtype.itemsize
 
 
 Progress = Callable[[int, int, str], None]

@@ -39,6 +39,7 @@ OURS = (
     ".front.json.*",
     ".report.html.*",
     "llm.json",
+    "shrink.json",
     "model*.safetensors.index.json",
     "generation_config.json",
     "tokenizer*",
@@ -49,7 +50,10 @@ OURS = (
     "merges.txt",
     "README.md",
 )
-"""What a folder of ours may hold."""
+"""What a folder of ours may hold, beside what it says itself that it does."""
+
+MARKS = {"plan.json", "sparse.json", "front.json", "llm.json", "shrink.json"}
+"""One of which every result of ours holds."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,16 @@ class Folder:
     arguments: Mapping[str, Any]
 
     def sign(self, result: Path) -> None:
-        """Write into a result, before it replaces the folder, what made it."""
-        _write(result / RUN, {"arguments": dict(self.arguments)})
+        """Write into a result, before it replaces the folder, what made it and what belongs to it."""
+        _write(result / RUN, {"arguments": dict(self.arguments), "files": _names(result)})
+
+    def place(self, result: Path) -> None:
+        """Move what a result holds into the folder, the configuration last; a run killed meanwhile knows its files."""
+        _write(self.work / RUN, {"arguments": dict(self.arguments), "files": _names(result)})
+        _clear(self.path)
+        for path in sorted(result.iterdir(), key=lambda p: p.name == "config.json"):
+            path.replace(self.path / path.name)
+        finished_in_place(self)
 
 
 @contextmanager
@@ -109,7 +121,7 @@ def claim(path: str | Path, arguments: Mapping[str, Any], force: bool = False) -
         work = path / WORK
         resumed = _may_resume(path, arguments, force)
         if not resumed:
-            shutil.rmtree(work, ignore_errors=True)
+            _away(work)
             work.mkdir()
             _write(work / RUN, {"arguments": dict(arguments)})
         try:
@@ -150,10 +162,11 @@ def read_arguments(path: str | Path) -> dict[str, Any]:
 def _may_resume(path: Path, arguments: Mapping[str, Any], force: bool) -> bool:
     """Whether to go on with what is there; raises where it must stay as it is."""
     found = sorted(p.name for p in path.iterdir() if p.name != WORK)
-    strange = [n for n in found if not any(fnmatch.fnmatch(n, glob) for glob in OURS)]
+    known = _files_in(path) | _files_in(path / WORK)
+    strange = [n for n in found if n not in known and not any(fnmatch.fnmatch(n, glob) for glob in OURS)]
     unfinished, finished = _arguments_in(path / WORK), _arguments_in(path)
     ours = unfinished == dict(arguments)  # a killed run may have put a part of its result in place
-    if strange or (found and not ours and not {"plan.json", "sparse.json", "front.json", "llm.json"} & set(found)):
+    if strange or (found and not ours and not MARKS & set(found)):
         what = f"holds {', '.join(strange[:3])}" if strange else "is not empty"
         raise ArgumentError(f"output {path} {what}, which secateur did not write: give another --out")
     if force:
@@ -170,6 +183,18 @@ def _may_resume(path: Path, arguments: Mapping[str, Any], force: bool) -> bool:
     raise ArgumentError(f"output {path} {why}: give another --out, or --force to replace it")
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name not in (RUN, WORK))
+
+
+def _files_in(folder: Path) -> set[str]:
+    """What a folder says that it holds."""
+    try:
+        return {str(name) for name in json.loads((folder / RUN).read_text(encoding="utf-8")).get("files", [])}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return set()
+
+
 def _arguments_in(folder: Path) -> dict[str, Any] | None:
     try:
         return read_arguments(folder)
@@ -180,12 +205,22 @@ def _arguments_in(folder: Path) -> dict[str, Any] | None:
 def finished_in_place(folder: Folder) -> None:
     """Sign a result that was written into the folder itself; nothing is left to go on from."""
     folder.sign(folder.path)
-    shutil.rmtree(folder.work, ignore_errors=True)
+    _away(folder.work)
 
 
 def cleared(folder: Folder) -> None:
     """Take away an earlier result, before a run that writes into the folder itself."""
-    for path in folder.path.iterdir():
+    _clear(folder.path)
+
+
+def _away(work: Path) -> None:
+    """The arguments first: without them nothing goes on from what a kill leaves of the rest."""
+    (work / RUN).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
         if path.name != WORK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

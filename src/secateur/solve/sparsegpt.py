@@ -87,6 +87,8 @@ def _sweep_(w: Tensor, upper: Tensor, choose: Choose, width: int, block: int) ->
     fine = width * -(-FINE // width) if width < FINE else FINE if width >= block else width
     if width < block:  # whole groups in a fine step, whole fine steps in a block
         block = fine * max(1, block // fine)
+    elif width % block:  # else a mask would be chosen in the middle of a block, whose losses are not yet passed on
+        block = width
     diagonal, values = upper.diagonal()[:, None], upper.diagonal().tolist()
     lost = torch.empty(d, outputs, dtype=torch.bool, device=w.device)
     errors = torch.empty(min(block, d), outputs, dtype=w.dtype, device=w.device)
