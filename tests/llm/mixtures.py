@@ -30,10 +30,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         use_mamba_kernels=False,
     ),
 }  # fmt: skip
-MAMBA_FIRST: dict[str, Any] = dict(
-    attn_layer_offset=1, attn_layer_period=2, expert_layer_offset=1, expert_layer_period=2, mamba_dt_rank=4,
+MAMBA: dict[str, Any] = dict(
+    attn_layer_offset=2, attn_layer_period=3, expert_layer_offset=1, expert_layer_period=2, mamba_dt_rank=4,
 )  # fmt: skip
-"""Of Jamba: Mamba without experts, then attention with them."""
+"""Of a Jamba of two layers: Mamba without experts, and with them."""
 
 
 def mixture(family: str, **sizes: Any) -> Any:
