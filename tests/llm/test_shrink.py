@@ -34,6 +34,7 @@ from secateur.llm.shrink.survey import kept_of
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.source import Source
 from secateur.llm.walk import Walk
+from secateur.score.criteria import obs_with
 
 KINDS = ("head", "neuron")
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -332,10 +333,15 @@ def test_a_survey_in_memory_begins_again_where_its_streams_go_to_disk(
     assert again.choice == whole.choice
 
 
-def test_a_stream_is_not_taken_up_with_other_units(tmp_path: Path) -> None:
-    model = llama()
-    stats = [sc.calibrate(model, [{"input_ids": texts(4, seed=s)}], sc.taylor) for s in (2, 3)]
-    ways = [Shrinking(sc.taylor, s, kinds=("neuron",), layers=False, allocate=uniform) for s in stats]
+@pytest.mark.parametrize("score", ["taylor", "obs"])
+def test_a_stream_is_not_taken_up_with_other_units(score: str, tmp_path: Path) -> None:
+    """Criteria of one name, by other data or other settings."""
+    model, plain = llama(), {"kinds": ("neuron",), "layers": False, "allocate": uniform}
+    if score == "taylor":
+        stats = [sc.calibrate(model, [{"input_ids": texts(4, seed=s)}], sc.taylor) for s in (2, 3)]
+        ways = [Shrinking(sc.taylor, s, **plain) for s in stats]
+    else:
+        ways = [Shrinking(obs_with(damping), **plain) for damping in (1e-2, 100.0)]
     with pytest.raises(Killed):
         llm_shrink(model, texts(), [of_params(0.85)], tmp_path / "o", ways[0], batch=4, progress=killed_at(4))
     with pytest.raises(sc.ArgumentError, match="unfinished run of other arguments"):

@@ -91,7 +91,8 @@ def recover_folder(
     plan = load_plan(folder) if (folder / "plan.json").is_file() else None
     kinds = _kinds(small, folder)
     small, big = (m.to(device=device, dtype=dtype).requires_grad_(True).eval() for m in (small, big))
-    state = out.resolve().with_name(f".{out.name}.training")
+    place = out.resolve()
+    state = place.with_name(f".{place.name}.training")
     stage = distill_tokens(windows.to(device), checkpoint=state, checkpoint_every=checkpoint_every, **settings)
     history = stage.run(small, big, plan)
     del big
@@ -103,7 +104,7 @@ def recover_folder(
 
 
 def _opened(path: str | Path) -> nn.Module:
-    """A model whose tensors have their own types, or all float32."""
+    """The model of a folder; of transformers' own all in float32, where one type for all would round some tensors."""
     if not Path(path).expanduser().is_dir():
         raise ArgumentError(f"{path}: there is no such folder; give that of a language model")
     return load_model(str(path), dtype=torch.float32)[0]

@@ -18,6 +18,7 @@ from secateur.atomic import write_bytes
 from secateur.digest import digest_of, tensors_in
 from secateur.errors import ArgumentError
 from secateur.graph.surgery import apply
+from secateur.llm.prune import settings
 from secateur.llm.shrink.cut import Cutter
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
@@ -239,9 +240,9 @@ def llm_shrink(
         return change_of(small, plan, {**told, "blocks": list(rows)}, source.config)
 
     done = stream(
-        source, tokens, cutter, out, batch=batch, device=device, dtype=dtype, memory=memory, moments=MOMENTS,
-        dense=True, signature={**told, "units": units}, rebuild=cutter.rebuild, change=change, progress=progress,
-        force=force,
+        source, tokens, cutter, Path(out).expanduser(), batch=batch, device=device, dtype=dtype, memory=memory,
+        moments=MOMENTS, dense=True, signature={**told, "units": units}, rebuild=cutter.rebuild, change=change,
+        progress=progress, force=force,
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     return Shrunk(done.folder, plan, choice, prices, reached, done.rows, outcome)
@@ -254,7 +255,7 @@ def _check(budgets: Sequence[Asked], how: Shrinking, out: Path, force: bool) -> 
     if how.stats is None and how.criterion.stat not in (None, moments):
         raise ArgumentError(
             f"criterion {how.criterion.name} goes by statistics of the whole model, and stats is None: give "
-            f"Shrinking(criterion, sc.calibrate(model, batches, criterion))"
+            "Shrinking(criterion, sc.calibrate(model, batches, criterion))"
         )
     used = any(out.iterdir()) if out.is_dir() else out.exists()
     if used and not force and not (out / WORK).is_dir():
@@ -283,7 +284,8 @@ def surveyed(
     large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
     key = {
         "model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches)),
-        "stats": digest_of(tensors_in(how.stats)), **how.survey(), "dtype": str(dtype), "on_disk": large,
+        "score": settings(how.criterion.score), "stats": digest_of(tensors_in(how.stats)), **how.survey(),
+        "dtype": str(dtype), "on_disk": large,
     }  # fmt: skip
     _claim(folder, key)
     effects = Effects(1, folder / "effects" if large else None) if how.weighs else None
