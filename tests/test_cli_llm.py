@@ -90,3 +90,9 @@ def test_no_calibration_and_tokens_of_another_vocabulary(
     save_file({"tokens": torch.full((1, 4), 999)}, tmp_path / "t.safetensors")
     assert main([*line, "--calibration", str(tmp_path / "t.safetensors")]) == 1
     assert "not in the model's vocabulary of 96" in capsys.readouterr().err
+    (tmp_path / "t.safetensors").write_bytes(b"half")
+    assert main([*line, "--calibration", str(tmp_path / "t.safetensors")]) == 1
+    assert "t.safetensors is damaged, or no safetensors file" in " ".join(capsys.readouterr().err.split())
+    save_file({"tokens": torch.ones(4)}, tmp_path / "t.safetensors")
+    assert main([*line, "--calibration", str(tmp_path / "t.safetensors")]) == 1
+    assert "torch.float32 (4,); expected int64" in " ".join(capsys.readouterr().err.split())

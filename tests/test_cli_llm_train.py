@@ -60,7 +60,7 @@ def test_experts_go_and_the_rest_recovers(place: Path, capsys: pytest.CaptureFix
     assert loaded.config.num_local_experts == 3
     assert transformers.AutoTokenizer.from_pretrained(place / "better").eos_token == "</s>"
     held = json.loads((place / "better" / "llm.json").read_text())
-    assert held["method"] == "experts"
+    assert held["asked"]["method"] == "experts"
     assert held["recovery"][0]["steps"] == 20
     code, words = told(capsys, "llm", "recover", place / "small", "--steps", 1, *given)
     assert (code, "is in use" in words) == (1, True)
@@ -84,6 +84,7 @@ def test_other_ways_to_take_experts_out(place: Path, tmp_path: Path, capsys: Any
         (["experts", "dense", "--remove", 1, "--align"], 64, "give --merge outputs or logits too"),
         (["recover", "dense", "--steps", 1, "--text", "none.txt"], 64, "none.txt: no such file"),
         (["recover", "dense", "--steps", 1, "--text", "text.txt", "--window", 5000], 1, "2000 tokens, too few"),
+        (["recover", "dense", "--steps", 1, "--text", "text.txt", "--temperature", 0], 64, "give a number above 0"),
         (["recover", "none", "--steps", 1, "--text", "text.txt"], 64, "there is no such folder"),
     ],
 )

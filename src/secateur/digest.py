@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +26,26 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
         if t.numel():
             sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors and arrays in nested data, named by where they are, for `digest_of`; what is neither goes by its text.
+
+    Example:
+        >>> [(name, tuple(t.shape)) for name, t in tensors_in({"a": np.zeros(2), "n": 3})]
+        [('.a', (2,)), ('.n=3', (0,))]
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from tensors_in(part, f"{name}.{key}")
+    elif isinstance(value, (Tensor, np.ndarray)):
+        yield name, torch.as_tensor(value)
+    else:
+        yield f"{name}={value!r}", torch.zeros(0)
 
 
 def model_hash(model: nn.Module) -> str:

@@ -30,6 +30,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         use_mamba_kernels=False,
     ),
 }  # fmt: skip
+MAMBA: dict[str, Any] = dict(
+    attn_layer_offset=2, attn_layer_period=3, expert_layer_offset=1, expert_layer_period=2, mamba_dt_rank=4,
+)  # fmt: skip
+"""Of a Jamba of two layers: Mamba without experts, and with them."""
 
 
 def mixture(family: str, **sizes: Any) -> Any:

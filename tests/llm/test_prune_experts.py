@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from mixtures import mixture, parts, texts
+from mixtures import MAMBA, mixture, parts, texts
 from torch import Tensor
 
 import secateur as sc
 from secateur.llm.experts import prune_experts_, random_experts
-from secateur.llm.merging import BY_LOGITS
+from secateur.llm.merging import BY_LOGITS, BY_OUTPUTS, Merge, output_likeness
 from secateur.llm.prune_experts import llm_prune_experts
+from secateur.llm.saved import told as held
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FAMILIES = ["Mixtral", "Qwen2Moe", "Qwen3Moe", "GptOss", "DeepseekV3"]
@@ -61,7 +63,8 @@ def test_a_folder_is_cut_block_after_block_and_loads(family: str, tmp_path: Path
     assert loaded.generate(x[:1], max_new_tokens=3, do_sample=False, pad_token_id=0).shape[1] > x.shape[1]
     told = json.loads((tmp_path / "small" / "llm.json").read_text())
     assert [len(b["banks"]) for b in told["blocks"]] == [len(r["banks"]) for r in found.rows] == [1, 1]
-    assert told["criterion"] == ("reap, merged by logit_likeness" if options else "reap")
+    assert held(tmp_path / "small")["made"] == told["asked"]
+    assert told["asked"]["criterion"] == ("reap, merged by logit_likeness" if options else "reap")
 
 
 def test_a_killed_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
@@ -81,6 +84,37 @@ def test_a_killed_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
     llm_prune_experts(tmp_path / "dense", x, tmp_path / "two", 3)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_killed_run_is_not_taken_up_by_another_draw_or_merge(tmp_path: Path) -> None:
+    model, x = mixture("Qwen3Moe"), texts(8, 16)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(done: int, of: int, words: str) -> None:
+        if done == 1:
+            raise Killed
+
+    others = ({"score": random_experts(0)}, {"score": random_experts(1)})
+    merges = ({"merge": BY_OUTPUTS}, {"merge": dataclasses.replace(BY_OUTPUTS, align=True)})
+    for i, (one, other) in enumerate((others, merges)):
+        for _ in range(2):  # the same goes on
+            with pytest.raises(Killed):
+                llm_prune_experts(model, x, tmp_path / f"{i}", 3, progress=kill, **one)
+        with pytest.raises(sc.ArgumentError, match="unfinished run of other arguments"):
+            llm_prune_experts(model, x, tmp_path / f"{i}", 3, **other)
+
+
+def test_a_convolution_is_no_bank_of_experts(tmp_path: Path) -> None:
+    """A block of Mamba has a weight of three axes: it stays as it is."""
+    model, x = saved("Jamba", tmp_path / "dense", **MAMBA), texts(4, 8)
+    found = llm_prune_experts(tmp_path / "dense", x, tmp_path / "small", 2)
+    assert [len(r["banks"]) for r in found.rows] == [0, 1]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    kept = loaded.model.layers[0].state_dict()
+    assert "mamba.conv1d.weight" in kept
+    assert all(torch.equal(value, kept[name]) for name, value in model.model.layers[0].state_dict().items())
 
 
 def test_blocks_without_experts_stay(tmp_path: Path) -> None:
@@ -118,3 +152,5 @@ def test_refusals(tmp_path: Path) -> None:
         llm_prune_experts(llama, x, tmp_path / "out", 1)
     with pytest.raises(sc.ArgumentError, match=r"model.layers.0.mlp.experts has 6 experts, of which 2 .* got 5"):
         llm_prune_experts(mixture("Mixtral"), x, tmp_path / "out", 5)
+    with pytest.raises(sc.ArgumentError, match=r"Merge\(output_likeness, means=True\)"):
+        llm_prune_experts(mixture("Mixtral"), x, tmp_path / "more", 2, merge=Merge(output_likeness))

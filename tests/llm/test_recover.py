@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from mixtures import mixture, parts, texts
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateur as sc
@@ -220,6 +221,25 @@ def test_a_folder_comes_back_as_it_was(tmp_path: Path, dtype: torch.dtype) -> No
         recover_folder(tmp_path / "small", tmp_path / "dense", x, tmp_path / "out", steps=1)
 
 
+def test_tensors_of_several_types_come_back_in_their_own(tmp_path: Path) -> None:
+    dense, x = llama(), windows()
+    in_folder(dense, tmp_path / "dense")
+    small = in_folder(sparse(dense), tmp_path / "small")
+    kinds = {}
+    for file in sorted(small.glob("*.safetensors")):
+        held = {n: t if "norm" in n or t.dim() == 1 else t.bfloat16() for n, t in load_file(file).items()}
+        kinds |= {n: t.dtype for n, t in held.items()}
+        save_file(held, file, metadata={"format": "pt"})
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    recover_folder(small, tmp_path / "dense", x, tmp_path / "out", steps=1, lr=0.0)
+    found = {n: t for file in (tmp_path / "out").glob("*.safetensors") for n, t in load_file(file).items()}
+    assert {n: t.dtype for n, t in found.items()} == kinds
+    assert len(set(kinds.values())) == 2
+    before = {n: t for file in small.glob("*.safetensors") for n, t in load_file(file).items()}
+    assert all(torch.equal(t, before[n]) for n, t in found.items())
+
+
 def test_cut_and_packed_folders_come_back_as_they_were(tmp_path: Path) -> None:
     dense, x = llama(), windows()
     in_folder(dense, tmp_path / "dense")
@@ -273,8 +293,10 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = in_folder(llama(vocab_size=48), tmp_path / "other")
     with pytest.raises(sc.DataError, match="vocabularies of 40 and 48"):
         recover_folder(tmp_path / "dense", other, x, tmp_path / "out", steps=1)
-    with pytest.raises(sc.DataError, match="token 40 is not in the models' vocabulary of 40"):
+    with pytest.raises(sc.DataError, match="token 40 is not in the model's vocabulary of 40"):
         recover_folder(tmp_path / "dense", tmp_path / "dense", x + 1, tmp_path / "out", steps=1)
+    with pytest.raises(sc.DataError, match="token -1 is not in the model's vocabulary of 40"):
+        recover_folder(tmp_path / "dense", tmp_path / "dense", x - int(x.min()) - 1, tmp_path / "out", steps=1)
     with pytest.raises(sc.ArgumentError, match="nowhere: there is no such folder"):
         recover_folder(tmp_path / "nowhere", tmp_path / "dense", x, tmp_path / "out", steps=1)
     with pytest.raises(sc.ArgumentError, match="is the folder of one of the models"):
@@ -344,6 +366,10 @@ def test_a_killed_run_of_low_rank_updates_goes_on(tmp_path: Path) -> None:
     in_folder(dense, tmp_path / "dense")
     in_folder(sparse(dense), tmp_path / "small")
     options: dict[str, Any] = dict(steps=6, lora=Lora(4))
+    state = tmp_path / "state"
+    distill_tokens(x, checkpoint=state, **options).run(sparse(dense), dense, None)
+    with pytest.raises(sc.FormatError, match="made by another run"):
+        distill_tokens(x, checkpoint=state, steps=6, lora=Lora(4, alpha=64.0)).run(sparse(dense), dense, None)
     recover_folder(tmp_path / "small", tmp_path / "dense", x, tmp_path / "one", **options)
     recover_folder(tmp_path / "small", tmp_path / "dense", x, tmp_path / "two", **options)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "one")

@@ -14,23 +14,27 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file
-from shrinking import gpt2, llama, neox, qwen2, texts
+from shrinking import BASE, gpt2, llama, made, neox, qwen2, texts
 from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import BudgetError
+from secateur.llm.memory import Needs
+from secateur.llm.saved import told
+from secateur.llm.shrink import prices
 from secateur.llm.shrink.depth import greedy_depth
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, params
 from secateur.llm.shrink.ladder import fluctuation
 from secateur.llm.shrink.options import Menu, Price, cost_of, mixed, ranked, uniform
 from secateur.llm.shrink.prices import Anatomy, priced
-from secateur.llm.shrink.run import Shrinking, llm_shrink, of_kv, of_params
+from secateur.llm.shrink.run import Shrinking, llm_shrink, of_decode, of_kv, of_params, scaled
 from secateur.llm.shrink.survey import kept_of
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.source import Source
 from secateur.llm.walk import Walk
+from secateur.score.criteria import obs_with
 
 KINDS = ("head", "neuron")
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -89,6 +93,16 @@ def test_costs_are_counted_exactly_and_cache_bytes_are_real() -> None:
         cache = hollow(small)(input_ids=texts(1, 10), use_cache=True).past_key_values
     real = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     assert cost_of(choice, menu, prices[1]) == kv_cache(10)(hollow(small)) == real == 2 * 2 * 8 * 10 * 4
+
+
+def test_a_sliding_window_keeps_no_more_than_itself() -> None:
+    sizes = {k: v for k, v in BASE.items() if k != "pad_token_id"}
+    model = made(tf.MistralConfig(**sizes, sliding_window=4))
+    for tokens in (3, 10, 20):
+        with torch.no_grad():
+            cache = model(input_ids=texts(1, tokens), use_cache=True).past_key_values
+        real = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+        assert kv_cache(tokens)(hollow(Source.open(model).skeleton())) == real
 
 
 def small_menu(seed: int, blocks: int = 3) -> tuple[Menu, list[Price]]:
@@ -259,25 +273,119 @@ def test_greedy_depth_is_the_plain_loop() -> None:
 
 
 def test_a_killed_survey_and_cut_go_on(tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
     model = llama()
     whole = llm_shrink(model, texts(), [of_params(0.75)], tmp_path / "whole", Shrinking(), batch=4)
     for when in (2, 5):
-        calls = itertools.count()
-
-        def stop(done: int, of: int, words: str, calls: itertools.count[int] = calls, when: int = when) -> None:
-            if next(calls) == when:
-                raise Killed
-
         out = tmp_path / f"o{when}"
         with pytest.raises(Killed):
-            llm_shrink(model, texts(), [of_params(0.75)], out, Shrinking(), batch=4, progress=stop)
+            llm_shrink(model, texts(), [of_params(0.75)], out, Shrinking(), batch=4, progress=killed_at(when))
         again = llm_shrink(model, texts(), [of_params(0.75)], out, Shrinking(), batch=4)
         assert again.choice == whole.choice
         for file in ("model.safetensors", "plan.safetensors"):
             assert (again.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(when: int) -> Callable[[int, int, str], None]:
+    calls = itertools.count()
+
+    def stop(done: int, of: int, words: str) -> None:
+        if next(calls) == when:
+            raise Killed
+
+    return stop
+
+
+def test_a_killed_run_goes_by_the_times_that_it_took_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    takes = itertools.count(1)
+
+    def slower(a: Anatomy, offered: Any, name: str, tokens: int, target: Any, limit: Any) -> Price:
+        price = priced(a, offered, name, "s", params, limit)
+        times = 1e-9 * next(takes) / 3
+        saved = {n: line * times for n, line in price.saved.items()}
+        return Price(name, "s", price.dense * times, saved, price.dropped * times, limit(price.dense * times))
+
+    monkeypatch.setattr(prices, "timed", slower)
+    given = (llama(), texts(), [of_decode(0.8, sc.eager)])
+    for when in (1, 4):  # in the dense pass, behind it
+        out = tmp_path / f"o{when}"
+        with pytest.raises(Killed):
+            llm_shrink(*given, out, batch=4, progress=killed_at(when))
+        before = next(takes)
+        again = llm_shrink(*given, out, batch=4)
+        assert next(takes) == before + 1
+        assert again.prices[0].dense == pytest.approx(params(given[0]) * 1e-9 * (before - 1) / 3)
+        assert again.reached["decode"] <= again.prices[0].limit
+        assert not (tmp_path / f".o{when}.survey").exists()
+
+
+def test_a_survey_in_memory_begins_again_where_its_streams_go_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Needs, "on_disk", lambda self, limit: limit is not None)
+    whole = llm_shrink(llama(), texts(), [of_params(0.75)], tmp_path / "whole", batch=4)
+    with pytest.raises(Killed):
+        llm_shrink(llama(), texts(), [of_params(0.75)], tmp_path / "o", batch=4, progress=killed_at(2))
+    again = llm_shrink(llama(), texts(), [of_params(0.75)], tmp_path / "o", batch=4, memory=1.0)
+    assert again.choice == whole.choice
+
+
+@pytest.mark.parametrize("score", ["taylor", "obs"])
+def test_a_stream_is_not_taken_up_with_other_units(score: str, tmp_path: Path) -> None:
+    """Criteria of one name, by other data or other settings."""
+    model, plain = llama(), {"kinds": ("neuron",), "layers": False, "allocate": uniform}
+    if score == "taylor":
+        stats = [sc.calibrate(model, [{"input_ids": texts(4, seed=s)}], sc.taylor) for s in (2, 3)]
+        ways = [Shrinking(sc.taylor, s, **plain) for s in stats]
+    else:
+        ways = [Shrinking(obs_with(damping), **plain) for damping in (1e-2, 100.0)]
+    with pytest.raises(Killed):
+        llm_shrink(model, texts(), [of_params(0.85)], tmp_path / "o", ways[0], batch=4, progress=killed_at(4))
+    with pytest.raises(sc.ArgumentError, match="unfinished run of other arguments"):
+        llm_shrink(model, texts(), [of_params(0.85)], tmp_path / "o", ways[1], batch=4)
+
+
+def test_what_would_fail_behind_the_first_pass_is_refused_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, never = llama(), killed_at(0)
+    with pytest.raises(sc.ArgumentError, match="no budgets are given"):
+        llm_shrink(model, texts(), [], tmp_path / "o", progress=never)
+    with pytest.raises(sc.ArgumentError, match="criterion taylor goes by statistics of the whole model"):
+        llm_shrink(model, texts(), [of_params(0.8)], tmp_path / "o", Shrinking(sc.taylor), progress=never)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("mine")
+    with pytest.raises(sc.ArgumentError, match="used is not empty"):
+        llm_shrink(model, texts(), [of_params(0.8)], tmp_path / "used", progress=never)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(Killed):
+        llm_shrink(model, texts(), [of_params(0.8)], "~/o", progress=never)
+    assert (tmp_path / ".o.survey" / "dense" / "survey.json").is_file()
+    with pytest.raises(sc.ArgumentError, match="0 of 3 blocks are to go"):
+        greedy_depth(Source.open(model), texts(), 0)
+
+
+def test_ranks_measure_no_effects_and_are_told(tmp_path: Path) -> None:
+    """Layers may go, but no ranking of units says which: nothing is measured, nothing predicted."""
+    done = llm_shrink(llama(), texts(), [of_params(0.9)], tmp_path / "o", Shrinking(allocate=ranked), batch=8)
+    assert done.told["predicted_divergence"] is None
+    assert done.choice.dropped == ()
+    held = json.loads((done.folder / "shrink.json").read_text())
+    facts = told(done.folder)
+    assert facts["file"] == "shrink.json"
+    assert facts["made"].items() <= held["how"].items()
+    assert facts["made"]["criterion"] == "obs"
+    (done.folder / "llm.json").write_text('{"recovery": [{"steps": 2}]}')
+    assert told(done.folder) == facts
+
+
+def test_scaled_errors_never_rise_with_more_units() -> None:
+    rising = np.array([4.0, 2.0, 2.0 + 1e-12, 0.0])
+    assert (np.diff(scaled(rising, {2: 1.0, 1: 1.0})) <= 0).all()
+    assert scaled(rising, {}).tolist() == [4.0, 2.0 + 1e-12, 2.0 + 1e-12, 0.0]
 
 
 def test_prices_of_units_add_up_to_the_whole() -> None:

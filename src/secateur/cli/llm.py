@@ -124,12 +124,7 @@ def calibration_tokens(source: Any, file: Path | None, samples: int, window: int
     if not file.is_file():
         raise ArgumentError(f"--calibration {file}: no such file")
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        found: dict[str, Tensor] = load_file(file)
-        if "tokens" not in found:
-            raise DataError(f"{file} has no tensor `tokens`; it has {', '.join(found) or 'none'}")
-        return found["tokens"]
+        return _tokens_in(file)
     if source.folder is None:
         raise ArgumentError("the model has no tokenizer: give --calibration tokens as .safetensors")
     try:
@@ -137,6 +132,26 @@ def calibration_tokens(source: Any, file: Path | None, samples: int, window: int
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text: {error}") from error
     return windows(tokens_of([text], tokenizer_of(source.folder)), samples, window, seed)
+
+
+def _tokens_in(file: Path) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from secateur.errors import DataError, FormatError
+
+    try:
+        found: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise FormatError(f"{file} is damaged, or no safetensors file ({error}): write it anew") from error
+    if "tokens" not in found:
+        raise DataError(f"{file} has no tensor `tokens`; it has {', '.join(found) or 'none'}")
+    tokens = found["tokens"]
+    if tokens.dim() != 2:
+        raise DataError(
+            f"`tokens` of {file} are {tokens.dtype} {tuple(tokens.shape)}; expected int64 (samples, window)"
+        )
+    return tokens
 
 
 def solver_named(name: str) -> Any:

@@ -43,6 +43,8 @@ def recover(
     from secateur.llm.recover_folder import recover_folder
     from secateur.llm.texts import tokenizer_of, tokens_of
 
+    if not temperature > 0:
+        raise ArgumentError(f"--temperature {temperature:g}: give a number above 0; 1 is the models' own distributions")
     if not text.is_file():
         raise ArgumentError(f"--text {text}: no such file")
     try:

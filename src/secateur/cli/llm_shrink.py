@@ -35,7 +35,10 @@ def shrink(
     out: Annotated[Path, typer.Option(help="Folder for the result; the same command takes up a killed run.")],
     budget: Annotated[list[str], typer.Option(help=f"NAME=PERCENT of dense, several allowed: {BUDGETS}.")],
     score: Annotated[str, typer.Option(help="obs, flap, magnitude or taylor: which units go first.")] = "obs",
-    kinds: Annotated[str, typer.Option(help="What may go: heads, neurons, layers.")] = "heads,neurons,layers",
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="What may go: heads, neurons, layers. (default: all; of flap's ranking no layers)"),
+    ] = None,
     calibration: Calibration = None,
     samples: Samples = 128,
     window: Window = 2048,
@@ -58,8 +61,8 @@ def shrink(
 
     source = opened(model)
     tokens = calibration_tokens(source, calibration, samples, window, seed or 0)
-    how = shrinking(score, kinds, uniform, multiple, residual, model, tokens)
-    asked = [budget_of(text, window) for text in budget]
+    how = shrinking(score, kinds, uniform, multiple, residual, source, tokens)
+    asked = [budget_of(text, tokens.shape[1]) for text in budget]
     with block_progress() as told:
         limit = None if memory is None else bytes_in(memory)
         done = llm_shrink(source, tokens, asked, out, how, device=device, memory=limit, progress=told, force=force)
@@ -71,27 +74,33 @@ def shrink(
 
 
 def shrinking(
-    score: str, kinds: str, uniform: bool, multiple: int, residual: float, model: str, tokens: Any
+    score: str, kinds: str | None, uniform: bool, multiple: int, residual: float, source: Any, tokens: Any
 ) -> Shrinking:
     """What the options say.
 
     Raises:
-        ArgumentError: one is unknown.
+        ArgumentError: one is unknown, or two do not go together.
     """
     from secateur.llm.shrink import options
     from secateur.llm.shrink.ladder import fluctuation
     from secateur.llm.shrink.run import Shrinking
     from secateur.score.criteria import magnitude, obs
 
-    named = [k.strip() for k in kinds.split(",") if k.strip()]
+    by_rank = score == "flap" and not uniform
+    default = "heads,neurons" if by_rank else "heads,neurons,layers"
+    named = [k.strip() for k in (kinds or default).split(",") if k.strip()]
     if wrong := [k for k in named if k not in (*KINDS, "layers")]:
         raise ArgumentError(f"--kinds {wrong[0]!r}: write some of heads, neurons, layers, with commas between")
+    if by_rank and "layers" in named:
+        raise ArgumentError(
+            "--kinds layers: flap ranks units alone, by which no layer goes; leave it out, or give --uniform"
+        )
     criteria = {"obs": obs, "magnitude": magnitude, "flap": fluctuation}
     if score not in (*criteria, "taylor"):
         raise ArgumentError(f"--score {score!r}: write one of obs, flap, magnitude, taylor")
-    criterion, stats = (criteria[score], None) if score in criteria else _taylor(model, tokens)
+    criterion, stats = (criteria[score], None) if score in criteria else _taylor(source, tokens)
     flap = score == "flap"
-    allocate = options.uniform if uniform else options.ranked if flap else options.mixed
+    allocate = options.uniform if uniform else options.ranked if by_rank else options.mixed
     return Shrinking(
         criterion, stats, [KINDS[k] for k in named if k in KINDS], "layers" in named, allocate, uniform,
         {"neuron": multiple},
@@ -131,14 +140,14 @@ def budget_of(text: str, window: int) -> Asked:
     return known[name]()
 
 
-def _taylor(model: str, tokens: Any) -> tuple[Any, Any]:
+def _taylor(source: Any, tokens: Any) -> tuple[Any, Any]:
     """First-order terms of the loss of the next token: the whole model and its gradients are in memory for it."""
     from secateur.export.prepare import need
     from secateur.score.calibrate import contributions
     from secateur.score.criteria import taylor
 
     (transformers,) = need("huggingface", "transformers")
-    whole = transformers.AutoModelForCausalLM.from_pretrained(model, local_files_only=True)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(source.folder, local_files_only=True)
     whole.config.use_cache = False
     batches = [{"input_ids": row[None], "labels": row[None]} for row in tokens]
     return taylor, contributions(whole, batches, lambda output, targets, generator: output.loss)

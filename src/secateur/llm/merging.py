@@ -21,7 +21,8 @@ def output_likeness(seen: Routing) -> Floats:
 
     ``-||mean f_i(x) - mean f_j(x)||_2``, (experts, experts). Chen et al., 2024 (HC-SMoE), arXiv:2410.08589.
     """
-    assert seen.means is not None
+    if seen.means is None:
+        raise ArgumentError("output_likeness needs the experts' mean outputs: Merge(output_likeness, means=True)")
     away: Floats = np.linalg.norm(seen.means[:, None] - seen.means[None], axis=-1)
     return -away
 
@@ -31,7 +32,8 @@ def logit_likeness(seen: Routing) -> Floats:
 
     ``l_i . l_j / (|l_i| |l_j|)``, (experts, experts). Li et al., 2023 (M-SMoE), arXiv:2310.01334.
     """
-    assert seen.logits is not None
+    if seen.logits is None:
+        raise ArgumentError("logit_likeness needs the router's logits: Merge(logit_likeness, logits=True)")
     size = np.sqrt(np.diag(seen.logits))
     cosines: Floats = seen.logits / np.maximum(np.outer(size, size), 1e-300)
     return cosines

@@ -25,7 +25,7 @@ from secateur.graph.surgery import apply_
 from secateur.llm.experts import Score, name_of, prune_banks_, reap
 from secateur.llm.live import Live
 from secateur.llm.merging import Merge
-from secateur.llm.recording import HOLE, Call
+from secateur.llm.prune import settings
 from secateur.llm.source import Source
 from secateur.llm.stream import Change, Row, Streamed, stream
 from secateur.llm.walk import Progress
@@ -82,17 +82,23 @@ def llm_prune_experts(
         raise CoupleError(f"{type(skeleton).__name__} has no experts: none of its weights is stacked")
     how = name_of(score) if merge is None else f"{name_of(score)}, merged by {name_of(merge.likeness)}"
     told = {"method": "experts", "criterion": how, "remove": remove}
+    if merge is not None:
+        told["align"] = merge.align
     work = ExpertWork(remove, score, merge)
 
     def change(rows: Sequence[Row]) -> Change:
         def report(folder: Path) -> None:
-            write_bytes(folder / REPORT, (json.dumps({**told, "blocks": list(rows)}, indent=1) + "\n").encode())
+            write_bytes(folder / REPORT, (json.dumps({"asked": told, "blocks": list(rows)}, indent=1) + "\n").encode())
 
         return Change(config_changes(skeleton, rows), extra=report)
 
+    parts = {"score": score} if merge is None else {"score": score, "likeness": merge.likeness}
+    drawn = {k: settings(part) for k, part in parts.items() if inspect.isfunction(part)}  # a seed is not in its name
+
     return stream(
         source, tokens, work, out, batch=batch, memory=memory, moments=0, device=device, dtype=dtype,
-        signature={"llm": "experts", **told}, rebuild=work.rebuild, change=change, progress=progress, force=force,
+        signature={"llm": "experts", **told, **drawn}, rebuild=work.rebuild, change=change, progress=progress,
+        force=force,
     )  # fmt: skip
 
 
@@ -133,14 +139,15 @@ class ExpertWork:
         alike = tuple((n, tuple(p.shape)) for n, p in live.module.named_parameters())
         if alike not in self.known:
             with _stacked(live.module):
-                example = _named(live.module, live.calls[0], live.hidden[0])
+                example = live.calls[0].named(live.module, live.hidden[0])
                 self.known[alike] = couple(trace(live.module, example), rules=EXPERT_RULES)
         return self.known[alike]
 
 
 def has_experts(module: nn.Module) -> bool:
-    """Whether a model or a block has weights that are stacked."""
-    return any(p.dim() == 3 for p in module.parameters())
+    """Whether a model or a block has weights that are stacked; those of a convolution have as many axes and are not."""
+    parts = [m for m in module.modules() if not isinstance(m, nn.modules.conv._ConvNd)]
+    return any(p.dim() == 3 for m in parts for p in m.parameters(recurse=False))
 
 
 def plan_of(rows: Sequence[Row]) -> Plan:
@@ -207,18 +214,3 @@ def _stacked(block: nn.Module) -> Iterator[None]:
         for config, given in held:
             if given is not None:
                 config._experts_implementation = given
-
-
-def _named(block: nn.Module, call: Call, hidden: Tensor) -> dict[str, Any]:
-    """What a call passes to a block, by name."""
-
-    def fill(value: Any) -> Any:
-        return hidden.clone() if value is HOLE else value
-
-    signature = inspect.signature(block.forward)
-    given = signature.bind(*(fill(a) for a in call.args), **{k: fill(v) for k, v in call.kwargs.items()})
-    named = dict(given.arguments)
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named |= named.pop(name, {})
-    return named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,11 +40,24 @@ class Call:
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Any:
         """What the block makes of hidden states."""
+        args, kwargs = self._filled(hidden)
+        return block(*args, **kwargs)
 
+    def named(self, block: nn.Module, hidden: Tensor) -> dict[str, Any]:
+        """What it passes to the block, by name."""
+        args, kwargs = self._filled(hidden.clone())
+        signature = inspect.signature(block.forward)
+        named = dict(signature.bind(*args, **kwargs).arguments)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named |= named.pop(name, {})
+        return named
+
+    def _filled(self, hidden: Tensor) -> tuple[list[Any], dict[str, Any]]:
         def fill(value: Any) -> Any:
             return hidden if value is HOLE else value
 
-        return block(*(fill(a) for a in self.args), **{k: fill(v) for k, v in self.kwargs.items()})
+        return [fill(a) for a in self.args], {k: fill(v) for k, v in self.kwargs.items()}
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -108,12 +108,15 @@ def distill_tokens(
     trained, judged = _split(windows, held_out)
     batches = _batches(trained, batch)
     validation = _batches(judged, batch) if held_out else None
+    loss = token_kl(temperature)
+    if lora is not None:  # by the name of its loss a run is told from one of other adapters
+        loss.__qualname__ += f" of {lora}"
     rate = lr if lr is not None else 1e-4 if lora is None else 1e-3
 
     def run(small: nn.Module, dense: nn.Module, plan: Plan | None) -> History:
         pairs = _block_pairs(small, dense, plan) if hidden else {}
         stage = distill(
-            batches, steps=steps, loss=token_kl(temperature), hidden=pairs, weight_hidden=hidden, lr=rate, seed=seed,
+            batches, steps=steps, loss=loss, hidden=pairs, weight_hidden=hidden, lr=rate, seed=seed,
             validation=validation, checkpoint=checkpoint, **settings,
         )  # fmt: skip
         masks = Masks(small, zeros_of(small))

@@ -18,9 +18,11 @@ from secateur.export import sparse
 from secateur.export.checkpoint import save_checkpoint
 from secateur.export.plans import load_plan, read_header
 from secateur.llm.recover import distill_tokens
+from secateur.llm.saved import loads_plainly
 from secateur.llm.shards import finish, rounded
 from secateur.llm.source import Source, carried_from
 from secateur.llm.tensor_files import Made
+from secateur.llm.walk import check_vocabulary
 from secateur.run.models import load_model
 from secateur.train.recovery import History
 from secateur.types import Plan
@@ -84,10 +86,13 @@ def recover_folder(
         raise ArgumentError(f"--out {out} is the folder of one of the models: give another one")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise FormatError(f"{out} is in use: it is not empty. Give another folder, or force=True (--force)")
-    (small, kinds), (big, _) = (_opened(path, device, dtype) for path in (folder, dense))
+    small, big = (_opened(path) for path in (folder, dense))
     _check_vocabularies(small, big, windows)
     plan = load_plan(folder) if (folder / "plan.json").is_file() else None
-    state = out.resolve().with_name(f".{out.name}.training")
+    kinds = _kinds(small, folder)
+    small, big = (m.to(device=device, dtype=dtype).requires_grad_(True).eval() for m in (small, big))
+    place = out.resolve()
+    state = place.with_name(f".{place.name}.training")
     stage = distill_tokens(windows.to(device), checkpoint=state, checkpoint_every=checkpoint_every, **settings)
     history = stage.run(small, big, plan)
     del big
@@ -98,36 +103,35 @@ def recover_folder(
     return Recovered(out, history, told)
 
 
-def _opened(
-    path: str | Path, device: torch.device | str, dtype: torch.dtype
-) -> tuple[nn.Module, dict[str, torch.dtype]]:
-    """A model to compute with, and the types of its tensors in the folder."""
+def _opened(path: str | Path) -> nn.Module:
+    """The model of a folder; of transformers' own all in float32, where one type for all would round some tensors."""
     if not Path(path).expanduser().is_dir():
         raise ArgumentError(f"{path}: there is no such folder; give that of a language model")
-    model, _ = load_model(str(path))
-    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    return model.to(device=device, dtype=dtype).requires_grad_(True).eval(), kinds
+    return load_model(str(path), dtype=torch.float32)[0]
+
+
+def _kinds(model: nn.Module, folder: Path) -> dict[str, torch.dtype]:
+    """The types of the tensors in the folder of a model."""
+    if loads_plainly(folder):
+        source = Source.open(folder)
+        return {name: source.dtype_of(name) for name in source.recipes}
+    return {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
 
 def _typed_(model: nn.Module, kinds: Mapping[str, torch.dtype]) -> nn.Module:
     """The model on the CPU, its tensors in their former types; zeros stay zeros."""
     for name, tensor in model.state_dict(keep_vars=True).items():
-        tensor.data = rounded(tensor, kinds[name])
+        tensor.data = rounded(tensor, kinds.get(name, tensor.dtype))
     return model
 
 
 def _check_vocabularies(small: nn.Module, dense: nn.Module, windows: Tensor) -> None:
     sizes = [getattr(getattr(m, "config", None), "vocab_size", None) for m in (small, dense)]
-    most = min((n for n in sizes if isinstance(n, int)), default=None)
     if sizes[0] != sizes[1]:
         raise DataError(
             f"the models have vocabularies of {sizes[0]} and {sizes[1]}: give the dense model that it was cut from"
         )
-    if most is not None and (int(windows.max()) >= most or int(windows.min()) < 0):
-        raise DataError(
-            f"token {int(windows.max())} is not in the models' vocabulary of {most}: the text was tokenised by another "
-            "model's tokenizer"
-        )
+    check_vocabulary(small, [windows])
 
 
 def _told(name: str, history: History, windows: Tensor) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from secateur.export import sparse
 from secateur.llm.texts import tokenizer_of
 from secateur.run.models import load_model
 
-TOLD = ("llm.json", "plan.json", sparse.HEADER)
+TOLD = ("llm.json", "shrink.json", "plan.json", sparse.HEADER)
 """Files in which secateur says how a folder was made, the most telling first."""
 
 
@@ -116,7 +116,7 @@ def bytes_of_weights(folder: Path | str) -> int:
 
 
 def told(folder: Path | str) -> dict[str, Any]:
-    """What a folder says of how it was made: the first of `TOLD` that is there, its plain facts and its blocks.
+    """What a folder says of how it was made: the first of `TOLD` that says so: its plain facts and its blocks.
 
     Raises:
         FormatError: the file is damaged.
@@ -131,9 +131,11 @@ def told(folder: Path | str) -> dict[str, Any]:
             raise FormatError(f"{file} is damaged: {error}") from error
         if not isinstance(held, Mapping):
             raise FormatError(f"{file} is damaged: it holds {type(held).__name__}, expected an object")
-        parts = [held.get(k) for k in ("made", "asked", "achieved", "calibration")]
+        parts = [held.get(k) for k in ("made", "asked", "how", "achieved", "calibration")]
         facts = {k: v for part in parts if isinstance(part, Mapping) for k, v in part.items() if _fact(v)}
-        return {"file": name, "made": facts, "blocks": [r for r in held.get("blocks", []) if isinstance(r, Mapping)]}
+        if facts:
+            blocks = [r for r in held.get("blocks", []) if isinstance(r, Mapping)]
+            return {"file": name, "made": facts, "blocks": blocks}
     return {"file": None, "made": {}, "blocks": []}
 
 

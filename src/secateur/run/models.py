@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.errors import ArgumentError, FormatError, SecateurError
@@ -18,7 +19,7 @@ from secateur.run.names import import_name
 FORMS = "module:factory, a Hugging Face folder (config.json and safetensors), or a folder that secateur wrote"
 
 
-def load_model(spec: str, not_in: Path | None = None) -> tuple[nn.Module, Any]:
+def load_model(spec: str, not_in: Path | None = None, dtype: torch.dtype | None = None) -> tuple[nn.Module, Any]:
     """The model that ``spec`` names, in eval mode, and what builds its class again.
 
     Args:
@@ -26,7 +27,7 @@ def load_model(spec: str, not_in: Path | None = None) -> tuple[nn.Module, Any]:
             called without arguments), a Hugging Face model folder (``config.json`` and safetensors; needs the
             extra ``huggingface``; nothing is fetched, no code in the folder is run), or a folder that
             ``sc.save`` wrote.
-        not_in: as in `import_name`.
+        not_in: as in `import_name`. dtype: of a Hugging Face model's weights; None: as its configuration says.
 
     Returns:
         The model and: ``spec`` itself for a factory, the config for Hugging Face, None for a secateur folder
@@ -45,7 +46,7 @@ def load_model(spec: str, not_in: Path | None = None) -> tuple[nn.Module, Any]:
     """
     folder = Path(spec).expanduser()
     if folder.is_dir():
-        return _from_folder(folder)
+        return _from_folder(folder, dtype)
     if folder.is_file():
         raise ArgumentError(f"MODEL {spec} is a file; give {FORMS}{_advice(folder)}")
     if ":" not in spec:
@@ -76,7 +77,7 @@ def from_factory(spec: str, not_in: Path | None = None) -> nn.Module:
     return model.eval()
 
 
-def _from_folder(folder: Path) -> tuple[nn.Module, Any]:
+def _from_folder(folder: Path, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
     if (folder / "plan.json").is_file() or (folder / sparse.HEADER).is_file():
         return _from_secateur(folder), None
     if not (folder / "config.json").is_file():
@@ -85,7 +86,7 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Any]:
             f"MODEL {folder} holds neither plan.json nor {sparse.HEADER} (secateur) nor config.json (Hugging Face), "
             f"but {', '.join(found) or 'nothing'}; give {FORMS}"
         )
-    return _from_hugging_face(folder)
+    return _from_hugging_face(folder, dtype)
 
 
 def _from_secateur(folder: Path) -> nn.Module:
@@ -97,7 +98,7 @@ def _from_secateur(folder: Path) -> nn.Module:
     return load(folder, from_factory(str(factory), not_in=folder))
 
 
-def _from_hugging_face(folder: Path) -> tuple[nn.Module, Any]:
+def _from_hugging_face(folder: Path, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
     if not any(folder.glob("*.safetensors")):
         raise FormatError(
             f"{folder} holds no .safetensors file: secateur never unpickles; save the model again with "
@@ -122,6 +123,7 @@ def _from_hugging_face(folder: Path) -> tuple[nn.Module, Any]:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **({} if dtype is None else {"dtype": dtype}),
         )
     except Exception as error:
         raise FormatError(

@@ -16,7 +16,7 @@ from secateur.graph.dropping import renamed
 from secateur.graph.surgery import cut_tensor
 from secateur.llm.live import Live
 from secateur.llm.shrink.refit import refit_
-from secateur.llm.shrink.survey import example_of, kept_of, masked, moments_of
+from secateur.llm.shrink.survey import kept_of, masked, moments_of
 from secateur.llm.shrink.units import Family
 from secateur.llm.source import put_
 from secateur.types import Bools, Example, Plan
@@ -88,8 +88,8 @@ class Cutter:
 
         def pairs() -> Iterator[tuple[Example, Example]]:
             for i in range(len(live)):
-                own = example_of(live.module, live.calls[i], live.hidden[i])
-                yield own, example_of(dense.module, dense.calls[i], dense.hidden[i])
+                own = live.calls[i].named(live.module, live.hidden[i])
+                yield own, dense.calls[i].named(dense.module, dense.hidden[i])
 
         kept = kept_of(mine, live.module, self.heal)
         found = refit_(live.module, dense.module, pairs, kept, self.damping, self.ridge, self.residual)

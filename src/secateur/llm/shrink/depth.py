@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ArgumentError
+from secateur.llm.blocks import blocks_of
 from secateur.llm.shrink.effect import DENSE, Effects
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.source import Source
@@ -33,17 +34,18 @@ def greedy_depth(
         batch: samples at once. device, dtype: to compute in.
 
     Raises:
-        ArgumentError: as many are to go as there are, or none.
+        ArgumentError: none are to go, or as many as there are.
 
     Time: ``count`` rounds of half a pass a block. Memory: one block, and the hidden states once for every block.
     """
+    blocks = len(blocks_of(source.skeleton()))
+    if not 0 < count < blocks:
+        raise ArgumentError(f"{count} of {blocks} blocks are to go: drop at least one and keep at least one")
     batches = batches_of(tokens, batch)
     found: list[tuple[int, float]] = []
     for _ in range(count):
         gone = {b for b, _ in found}
         walk, effects = Walk.begin(source, batches, device=device, dtype=dtype), Effects(len(batches))
-        if not 0 < count < len(walk):
-            raise ArgumentError(f"{count} of {len(walk)} blocks are to go: drop at least one and keep at least one")
         for index in range(len(walk)):
             live = walk.live(index)
             tried = [] if index in gone else [(str(index), None)]

@@ -59,13 +59,16 @@ def macs(tokens: int) -> Meter:
 
 
 def kv_cache(tokens: int) -> Meter:
-    """Bytes of the keys and values that the model keeps of a prompt of so many tokens, in its own type."""
+    """Bytes of the keys and values that the model keeps of a prompt of so many tokens, in its own type.
+
+    The whole prompt is run: a sliding window keeps no more than itself.
+    """
 
     def kv_cache(model: nn.Module) -> float:
         with torch.no_grad():
-            output = model(input_ids=prompt(2), use_cache=True)
+            output = model(input_ids=prompt(tokens), use_cache=True)
         kept = cache_tensors(getattr(output, "past_key_values", None))
-        return float(sum(t.numel() * t.element_size() for t in kept)) * tokens / 2
+        return float(sum(t.numel() * t.element_size() for t in kept))
 
     return kv_cache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -199,7 +200,7 @@ def _best(choices: Sequence[Choice], menu: Menu, prices: Sequence[Price]) -> Cho
     return min(fitting, key=lambda c: c.error)
 
 
-def _refuse(menu: Menu, prices: Sequence[Price]) -> None:
+def _refuse(menu: Menu, prices: Sequence[Price]) -> NoReturn:
     """Say which budget cannot be met, and the closest to it."""
     for p in prices:
         most = []

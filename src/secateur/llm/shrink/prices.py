@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from secateur.atomic import write_bytes
 from secateur.choose.depth import drop_layers
 from secateur.choose.plan import make_plan
+from secateur.digest import digest_of
 from secateur.errors import CoupleError, PlanError
 from secateur.graph.couple import Groups, couple
 from secateur.graph.record import trace
@@ -21,7 +25,6 @@ from secateur.llm.blocks import blocks_of
 from secateur.llm.recording import Recorder
 from secateur.llm.shrink.hollow import Meter, hollow, prompt, tokens_of
 from secateur.llm.shrink.options import Price
-from secateur.llm.shrink.survey import example_of
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.shrink.units import Family, families
 from secateur.llm.source import Source
@@ -131,6 +134,41 @@ def _dropped(anatomy: Anatomy, block: int) -> Plan | None:
         return None
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A budget of time, which is another whenever it is taken.
+
+    Attributes:
+        name: ``prefill`` or ``decode``. part: of the dense time that is asked for. tokens: of a pass. target: of it.
+    """
+
+    name: str
+    part: float
+    tokens: int
+    target: Target
+
+    def __call__(self, anatomy: Anatomy, offered: Mapping[str, Ints], notes: Path | None = None) -> Price:
+        """The price, as it stands in a folder of notes, where it was taken before; else it is taken, and noted."""
+        if notes is None:
+            return self._taken(anatomy, offered)
+        about = f"{anatomy.source.identity()} {self.name} {self.target.name}"
+        counts = [(name, torch.from_numpy(n)) for name, n in offered.items()]
+        file = notes / f"{digest_of([(about, torch.tensor(self.tokens)), *counts])}.json"
+        if not file.is_file():
+            price = self._taken(anatomy, offered)
+            saved = {name: line.tolist() for name, line in price.saved.items()}
+            notes.mkdir(parents=True, exist_ok=True)
+            noted = {"dense": price.dense, "saved": saved, "dropped": price.dropped.tolist()}
+            write_bytes(file, json.dumps(noted).encode())
+        held = json.loads(file.read_text(encoding="utf-8"))
+        saved = {name: np.array(line, float) for name, line in held["saved"].items()}
+        dense, dropped = held["dense"], np.array(held["dropped"], float)
+        return Price(self.name, "s", dense, saved, dropped, self.part * dense)
+
+    def _taken(self, anatomy: Anatomy, offered: Mapping[str, Ints]) -> Price:
+        return timed(anatomy, offered, self.name, self.tokens, self.target, lambda dense: self.part * dense)
+
+
 def timed(
     anatomy: Anatomy,
     counts: Mapping[str, Ints],
@@ -163,7 +201,7 @@ def timed(
         blocks += [
             _random(anatomy, b, {f.name: np.arange(f.units) < n}) for k, f in mine.items() for n in tried[k][:-1]
         ]
-        built = [target.build(block, example_of(block, calls[b], hidden), 1) for block in blocks]
+        built = [target.build(block, calls[b].named(block, hidden), 1) for block in blocks]
         seconds = [float(np.median(m.seconds)) for m in measure(built, repeats=repeats)]
         whole[sort], at = seconds[0], 1
         for kind, chosen in tried.items():

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from secateur.atomic import write_bytes
-from secateur.digest import digest_of
+from secateur.digest import digest_of, tensors_in
+from secateur.errors import ArgumentError
 from secateur.graph.surgery import apply
+from secateur.llm.prune import settings
 from secateur.llm.shrink.cut import Cutter
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
 from secateur.llm.shrink.ladder import Ladder, counts
 from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed, ranked, uniform
-from secateur.llm.shrink.prices import Anatomy, droppable, priced, timed
+from secateur.llm.shrink.prices import Anatomy, Timed, droppable, priced
 from secateur.llm.shrink.result import change_of, configuration
 from secateur.llm.shrink.survey import Surveyor, ladder_of, probes
 from secateur.llm.shrink.tail import Tail
@@ -30,6 +32,8 @@ from secateur.llm.shrink.units import Family
 from secateur.llm.source import Source
 from secateur.llm.stream import Change, stream
 from secateur.llm.walk import Progress, Walk, batches_of
+from secateur.run.folder import WORK
+from secateur.score.calibrate import moments
 from secateur.score.criteria import obs
 from secateur.types import Criterion, Floats, Ints, Plan, Target
 
@@ -63,12 +67,12 @@ def of_kv(fraction: float, tokens: int = 1024) -> Asked:
 
 def of_prefill(fraction: float, target: Target, tokens: int = 512) -> Asked:
     """At most this part of the time that a prompt of so many tokens takes on a target."""
-    return lambda a, offered: timed(a, offered, "prefill", tokens, target, lambda dense: fraction * dense)
+    return Timed("prefill", fraction, tokens, target)
 
 
 def of_decode(fraction: float, target: Target) -> Asked:
     """At most this part of the time that one more token takes on a target."""
-    return lambda a, offered: timed(a, offered, "decode", 1, target, lambda dense: fraction * dense)
+    return Timed("decode", fraction, 1, target)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class Shrinking:
         criterion: ranks units within their family: ``sc.obs``, `fluctuation` (FLAP), ``sc.magnitude``, ``sc.taylor``.
         stats: what a criterion of the whole model needs: ``sc.calibrate(model, batches, sc.taylor)``; else None.
         kinds: of groups that are cut. layers: whether blocks may go whole.
-        allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP).
+        allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP), by
+            which no block goes whole.
         plain: only what a configuration can say is cut, for ``from_pretrained``; other kinds stay. Goes with `uniform`.
         multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
         damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
@@ -126,8 +131,8 @@ class Shrinking:
     @property
     def weighs(self) -> bool:
         """Whether what goes depends on what cuts cost the predictions, which is dear to measure."""
-        by_count = self.allocate is uniform and len(self.kinds) == 1
-        return self.layers or not (by_count or self.allocate is ranked)
+        by_count = self.allocate is uniform and len(self.kinds) == 1 and not self.layers
+        return not (by_count or self.allocate is ranked)
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
@@ -184,7 +189,8 @@ def llm_shrink(
     Args:
         model: a folder, a GGUF file, a module or a `Source`. tokens: int64 (samples, window) of the calibration text.
         budgets: such as ``[of_params(0.75), of_kv(0.5)]``; all hold.
-        out: a folder, new or of the same call unfinished: that goes on. The survey lies beside it until the end.
+        out: a folder, new or of the same call unfinished: that goes on. The survey, and times that were taken for
+            budgets, lie beside it until the end.
         how: scores, what is cut, how it is allocated and refitted.
         batch: samples at once. device, dtype: to compute in.
         memory: bytes that the process may take: hidden states that do not fit go to disk.
@@ -192,6 +198,7 @@ def llm_shrink(
 
     Raises:
         BudgetError: the budgets cannot be met; names the closest. DataError: bad tokens. TraceError: no blocks.
+        ArgumentError: there are no budgets, the criterion lacks its statistics, or the folder is in use.
 
     Memory: one block and its moments, twice; the hidden states of the tokens, dense and cut; and those of ``probes``
         tokens once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
@@ -207,14 +214,16 @@ def llm_shrink(
         >>> done.reached["params"] <= 0.9 * sc.params(net).dense
         True
     """
-    how = how or Shrinking()
+    how, place = how or Shrinking(), Path(out).expanduser().resolve()
+    _check(budgets, how, place, force)
     source = model if isinstance(model, Source) else Source.open(model)
     anatomy = Anatomy.of(source, sorted({*how.kinds, *HEALED}))
     mine = how.cut(anatomy)
     offered = how.offered(mine)
-    prices = [asked(anatomy, offered) for asked in budgets]
-    folder = Path(out).with_name(f".{Path(out).name}.survey")
-    rows, effects = surveyed(anatomy, mine, how, batches_of(tokens, batch), folder, device, dtype, memory, progress)
+    folder = place.with_name(f".{place.name}.survey")
+    prices = [b(anatomy, offered, folder / "times") if isinstance(b, Timed) else b(anatomy, offered) for b in budgets]
+    batches, dense = batches_of(tokens, batch), folder / "dense"
+    rows, effects = surveyed(anatomy, mine, how, batches, dense, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects)
     choice = how.allocate(menu, prices)
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
@@ -225,16 +234,32 @@ def llm_shrink(
     reached = _reached(menu, choice, prices, small)
     outcome = _told(choice, prices, reached, how.weighs)
     told = {**outcome, "how": how.told()}
+    units = digest_of((name, torch.from_numpy(mask)) for name, mask in sorted(keep.items()))
 
     def change(rows: Sequence[Mapping[str, Any]]) -> Change:
         return change_of(small, plan, {**told, "blocks": list(rows)}, source.config)
 
     done = stream(
-        source, tokens, cutter, out, batch=batch, device=device, dtype=dtype, memory=memory, moments=MOMENTS,
-        dense=True, signature=told, rebuild=cutter.rebuild, change=change, progress=progress, force=force,
+        source, tokens, cutter, Path(out).expanduser(), batch=batch, device=device, dtype=dtype, memory=memory,
+        moments=MOMENTS, dense=True, signature={**told, "units": units}, rebuild=cutter.rebuild, change=change,
+        progress=progress, force=force,
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     return Shrunk(done.folder, plan, choice, prices, reached, done.rows, outcome)
+
+
+def _check(budgets: Sequence[Asked], how: Shrinking, out: Path, force: bool) -> None:
+    """Refuse before the first pass what would fail behind it."""
+    if not budgets:
+        raise ArgumentError("no budgets are given, so nothing would go: give one or more, such as [of_params(0.75)]")
+    if how.stats is None and how.criterion.stat not in (None, moments):
+        raise ArgumentError(
+            f"criterion {how.criterion.name} goes by statistics of the whole model, and stats is None: give "
+            "Shrinking(criterion, sc.calibrate(model, batches, criterion))"
+        )
+    used = any(out.iterdir()) if out.is_dir() else out.exists()
+    if used and not force and not (out / WORK).is_dir():
+        raise ArgumentError(f"output {out} is not empty: give another --out, or --force to replace a result in it")
 
 
 def surveyed(
@@ -254,15 +279,15 @@ def surveyed(
     goes on from it; else its survey begins again.
     """
     batches = _probe_first(batches, how.probes)
-    key: dict[str, Any] = {
-        "model": anatomy.source.identity(),
-        "tokens": digest_of((str(i), b) for i, b in enumerate(batches)),
-    }
-    key |= {**how.survey(), "dtype": str(dtype)}
-    _claim(folder, key)
     count = 1 + sum(len(probes(f.units, how.levels)) for f in mine) + how.layers * len(anatomy.paths)
     width = getattr(getattr(anatomy.skeleton, "config", None), "hidden_size", None) or 4096
     large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
+    key = {
+        "model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches)),
+        "score": settings(how.criterion.score), "stats": digest_of(tensors_in(how.stats)), **how.survey(),
+        "dtype": str(dtype), "on_disk": large,
+    }  # fmt: skip
+    _claim(folder, key)
     effects = Effects(1, folder / "effects" if large else None) if how.weighs else None
     found = folder / "effects.json"
     if found.exists():
@@ -291,6 +316,8 @@ def surveyed(
         rows.append(_row(folder, index))
     measured = {} if effects is None else _divergences(anatomy, effects, batches[0], dtype, device)
     write_bytes(found, json.dumps(measured).encode())
+    for name in ("states", "effects"):  # large, and of no use any more
+        shutil.rmtree(folder / name, ignore_errors=True)
     return rows, measured
 
 
@@ -355,6 +382,7 @@ def scaled(errors: Floats, seen: Mapping[int, float]) -> Floats:
         >>> scaled(np.array([4.0, 2.0, 1.0, 0.0]), {2: 10.0, 1: 30.0}).tolist()
         [60.0, 30.0, 10.0, 0.0]
     """
+    errors = np.maximum.accumulate(errors[::-1])[::-1]  # fewer units are never better, whatever rounding says
     if not seen:
         return errors
     counts_ = sorted(seen, reverse=True)

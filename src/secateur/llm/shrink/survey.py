@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from secateur.graph.couple import Groups
 from secateur.llm.live import Live
-from secateur.llm.recording import HOLE, Call
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.ladder import Ladder, ladder
 from secateur.llm.shrink.refit import Kept, centre_, make_up_
 from secateur.llm.shrink.units import Family, kept_columns
 from secateur.score.calibrate import Moment, moments
-from secateur.types import Bools, Criterion, Example
+from secateur.types import Bools, Criterion
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,25 +41,31 @@ class Surveyor:
     drops: bool = True
 
     def __call__(self, live: Live) -> dict[str, Any]:
-        """Ladders of the block's families by name: ``order``, ``errors``; and ``influence`` of the block."""
+        """Ladders of the block's families by name: ``order``, ``errors``, ``scores``."""
         mine = [f for f in self.families if f.block == live.index]
         seen = moments_of(live, mine)
         found = {
             f.name: ladder(live.module, f, seen, self.criterion, self.stats, self.damping, self.refit) for f in mine
         }
         if self.effects is not None:
-            changed: list[tuple[str, nn.Module | None]] = [("drop", None)] if self.drops else []
-            for f in mine:
-                for kept in probes(f.units, self.levels):
-                    chosen = [(f, found[f.name].keep(kept))]
-                    small = masked(live.module, chosen, seen, self.damping if self.refit else None)
-                    changed.append((f"{f.name}@{kept}", small))
-            self.effects.step(live, [(f"{live.index}/{key}", module) for key, module in changed])
+            self.effects.step(live, self._changed(live, found, seen))
         ladders = {
             n: {"order": x.order.tolist(), "errors": x.errors.tolist(), "scores": x.scores.tolist()}
             for n, x in found.items()
         }
-        return {"ladders": ladders, "influence": influence(live)}
+        return {"ladders": ladders}
+
+    def _changed(
+        self, live: Live, found: Mapping[str, Ladder], seen: Mapping[str, Moment]
+    ) -> Iterator[tuple[str, nn.Module | None]]:
+        """What is tried out in the block's place, one copy of it at a time."""
+        if self.drops:
+            yield f"{live.index}/drop", None
+        for f in self.families:
+            for kept in probes(f.units, self.levels) if f.name in found else ():
+                chosen = [(f, found[f.name].keep(kept))]
+                small = masked(live.module, chosen, seen, self.damping if self.refit else None)
+                yield f"{live.index}/{f.name}@{kept}", small
 
 
 def probes(units: int, levels: Sequence[float]) -> list[int]:
@@ -80,27 +83,11 @@ def ladder_of(row: Mapping[str, Any]) -> Ladder:
     return Ladder(np.array(row["order"], np.int64), np.array(row["errors"], float), np.array(row["scores"], float))
 
 
-def example_of(block: nn.Module, call: Call, hidden: Tensor) -> Example:
-    """What a call passes to a block, by name."""
-
-    def fill(value: Any) -> Any:
-        return hidden.clone() if value is HOLE else value
-
-    given = inspect.signature(block.forward).bind(
-        *(fill(a) for a in call.args), **{k: fill(v) for k, v in call.kwargs.items()}
-    )
-    named = dict(given.arguments)
-    for name, parameter in inspect.signature(block.forward).parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named |= named.pop(name, {})
-    return named
-
-
 def moments_of(live: Live, families: Sequence[Family]) -> dict[str, Moment]:
     """Second moments of what the families' consumers are fed, by their names in the block."""
     if not families:
         return {}
-    batches = (example_of(live.module, live.calls[i], live.hidden[i]) for i in range(len(live)))
+    batches = (live.calls[i].named(live.module, live.hidden[i]) for i in range(len(live)))
     groups: Groups = [f.local for f in families]  # type: ignore[assignment]  # only their slices are looked at
     return moments(live.module, batches, groups, warn=live.index == 0)  # blocks are alike
 
@@ -128,12 +115,3 @@ def masked(
     else:
         make_up_(small, kept, seen, damping)
     return small
-
-
-def influence(live: Live) -> float:
-    """``1 - E[cos(h_in, h_out)]``: ShortGPT's block influence (arXiv:2403.03853)."""
-    total, rows = 0.0, 0
-    for given, made in zip(live.inputs(), live.outputs(), strict=True):
-        cosines = F.cosine_similarity(given.float(), made.float(), dim=-1).double()
-        total, rows = total + float(cosines.sum()), rows + cosines.numel()
-    return 1 - total / rows
