@@ -25,6 +25,7 @@ from secateur.graph.surgery import apply_
 from secateur.llm.experts import Score, name_of, prune_banks_, reap
 from secateur.llm.live import Live
 from secateur.llm.merging import Merge
+from secateur.llm.moments import stacks_of
 from secateur.llm.prune import settings
 from secateur.llm.source import Source
 from secateur.llm.stream import Change, Row, Streamed, stream
@@ -146,8 +147,7 @@ class ExpertWork:
 
 def has_experts(module: nn.Module) -> bool:
     """Whether a model or a block has weights that are stacked; those of a convolution have as many axes and are not."""
-    parts = [m for m in module.modules() if not isinstance(m, nn.modules.conv._ConvNd)]
-    return any(p.dim() == 3 for m in parts for p in m.parameters(recurse=False))
+    return bool(stacks_of(module))
 
 
 def plan_of(rows: Sequence[Row]) -> Plan:
