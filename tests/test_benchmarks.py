@@ -23,6 +23,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "benchmarks" / "
 
 import _ours
 import _plain
+import _subject
 
 import _fashion
 import _models
@@ -213,6 +214,15 @@ def test_a_language_model_is_pruned_saved_and_judged_in_clean_processes(
     assert set(found) == {("secateur/wanda/2:4", "perplexity"), ("secateur/wanda/2:4", "sparsity")}
     assert found["secateur/wanda/2:4", "sparsity"] == 50
     assert {t.experiment for t in _tables_llm.TABLES} == {"one_shot", "structured", "time", "memory"}
+
+
+def test_a_limited_command_tells_its_own_peak_not_its_parents(tmp_path: Path) -> None:
+    (tmp_path / "grow.py").write_text("held = bytearray(64 << 20)\n")
+    command = [sys.executable, str(ROOT / "benchmarks" / "llm" / "_limited.py"), str(4 << 30), tmp_path / "grow.py"]
+    peak = _subject.run(command).peak
+    assert peak is not None
+    assert 64 << 20 <= peak < 128 << 20  # this process, with torch in it, holds more than that
+    assert _subject.run([sys.executable, "-c", ""]).peak is None
 
 
 @pytest.mark.parametrize("pattern", ["50%", "2:4"])

@@ -101,7 +101,8 @@ def resnet_subject() -> Subject:
         return list(given.train.x[order].split(256))
 
     def recover(data: list[Tensor], seed: int) -> list[sc.Recovery]:
-        pool = [x.contiguous() for x in given.train.x[torch.randperm(len(given.train.x))].split(128)]
+        order = torch.randperm(len(given.train.x), generator=torch.Generator().manual_seed(seed))
+        pool = [x.contiguous() for x in given.train.x[order].split(128)]
         taught = sc.distill(pool, steps=2 if quick() else 300, loss=sc.kl_logits(2.0), lr=2e-3, seed=seed)
         return [sc.refit(data), sc.recalibrate_bn(data), taught, sc.recalibrate_bn(data)]
 

@@ -4,7 +4,7 @@ Experiment ``equal_latency``; cases ``MODEL/latency``, ``MODEL/macs``, ``MODEL/u
 dense latency); metrics ``before`` and ``after`` recovery (larger is better: accuracy in percent, cosine to the dense
 model, negated divergence from it or negated log perplexity), ``latency_ratio``; a seed draws calibration data and
 training order. All three use the same scores. The MACs-aware plan is solved for MACs, and asked for fewer until its
-measured latency is the same.
+measured latency is the same. A plan that is refused has no rows.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from _subjects import SUBJECTS, TARGETS, Subject
 
 import secateur as sc
-from _rows import Figure
+from _rows import Figure, kept
 
 TARGET, FRACTION, SEEDS = "onnxruntime", 0.6, (0, 1, 2)
 
@@ -37,17 +38,21 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
     ways = {"latency": (cost, sc.knapsack), "macs": (by_macs(cost), sc.knapsack), "uniform": (cost, sc.uniform)}
     before, after, models = {}, {}, [subject.model]
     for way, (its, allocation) in ways.items():
-        result = sc.prune(
-            subject.model,
-            subject.example,
-            budget=sc.Budget.of_dense(its, FRACTION),
-            criterion=sc.obs,
-            normalize=sc.by_effect(subject.model, data[:2], subject.loss),
-            allocation=allocation,
-            batches=data,
-            limits=subject.limits,
-            seed=seed,
-        )
+        try:
+            result = sc.prune(
+                subject.model,
+                subject.example,
+                budget=sc.Budget.of_dense(its, FRACTION),
+                criterion=sc.obs,
+                normalize=sc.by_effect(subject.model, data[:2], subject.loss),
+                allocation=allocation,
+                batches=data,
+                limits=subject.limits,
+                seed=seed,
+            )
+        except sc.BudgetError as error:
+            print(f"{name}/{way} seed {seed}: {error}", flush=True)
+            continue
         before[way] = subject.judge(result.model)
         for stage in subject.recover(data, seed):
             stage.run(result.model, subject.model, result.plan)
@@ -56,7 +61,7 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
         print(f"{name}/{way} seed {seed}: {before[way]:.4f} -> {after[way]:.4f}", flush=True)
     dense, *cut = sc.measure_models(TARGETS[TARGET], models, subject.example, 2 * subject.repeats)
     figures = []
-    for way, timed in zip(ways, cut, strict=True):
+    for way, timed in zip(after, cut, strict=True):
         figures += [
             Figure(f"{name}/{way}", "before", before[way], subject.unit, seed),
             Figure(f"{name}/{way}", "after", after[way], subject.unit, seed),
@@ -66,10 +71,18 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
 
 
 def part(name: str, seeds: tuple[int, ...]) -> list[Figure]:
-    """The figures of one model."""
+    """The figures of one model, those of each seed kept when it is done."""
     subject = SUBJECTS[name]()
-    cost = sc.latency(subject.model, subject.example, TARGETS[TARGET], repeats=subject.repeats)
-    return [figure for seed in seeds for figure in one_seed(name, subject, cost, seed)]
+    here = Path(__file__).resolve()
+    found: list[Figure] = []
+    for seed in seeds:
+
+        def make(seed: int = seed) -> list[Figure]:
+            cost = sc.latency(subject.model, subject.example, TARGETS[TARGET], repeats=subject.repeats)  # remembered
+            return one_seed(name, subject, cost, seed)
+
+        found += kept(f"budget-equal_latency-{name}-{seed}", make, here, here.with_name("_subjects.py"))
+    return found
 
 
 def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:

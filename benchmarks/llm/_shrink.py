@@ -41,6 +41,7 @@ def main(model: str, tokens: str, method: str, removed: str, out: str) -> None:
     windows = load_file(tokens)["tokens"]
     way, _, then = method.partition("+")
     place = Path(out).with_name(f"{Path(out).name}-cut") if then else Path(out)
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
     llm_shrink(model, windows, [of_params(1 - float(removed) / 100)], place, WAYS[way])
     if then:
         recover_folder(place, model, windows, out, steps=STEPS, batch=4)

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,10 +110,10 @@ def _tokens(part: str, shape: tuple[int, int]) -> Path:
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that has ended: its seconds by the clock, and the largest resident set of its process, in bytes."""
+    """A command that has ended: its seconds by the clock, and its largest resident set in bytes where it tells that."""
 
     seconds: float
-    peak: int
+    peak: int | None
 
 
 def environment() -> dict[str, str]:
@@ -128,22 +129,22 @@ def environment() -> dict[str, str]:
 
 
 def run(arguments: Sequence[str | Path]) -> Ran:
-    """Run a command in a process of its own, on one thread.
+    """Run a command in a process of its own, on one thread; under `_limited`, it tells its largest resident set.
 
     Raises:
         RuntimeError: it failed; with the end of what it said.
     """
-    log = FOLDER / f"last-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with log.open("wb") as out:
-        process = subprocess.Popen([str(a) for a in arguments], env=environment(), stdout=out, stderr=out)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        words = " ".join(str(a) for a in arguments)
-        raise RuntimeError(f"{words} ended with {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
-    return Ran(time.perf_counter() - start, usage.ru_maxrss * 1024)
+    with tempfile.TemporaryDirectory(prefix="secateur-bench-") as folder:
+        log, peak = Path(folder) / "log", Path(folder) / "peak"
+        with log.open("wb") as out:
+            start = time.perf_counter()
+            given = environment() | {"SECATEUR_BENCH_PEAK": str(peak)}
+            code = subprocess.call([str(a) for a in arguments], env=given, stdout=out, stderr=out)
+            seconds = time.perf_counter() - start
+        if code:
+            words = " ".join(str(a) for a in arguments)
+            raise RuntimeError(f"{words} ended with {code}:\n{log.read_text(errors='replace')[-3000:]}")
+        return Ran(seconds, int(peak.read_text(encoding="utf-8")) * 1024 if peak.is_file() else None)
 
 
 def ours(model: Path, tokens: Path, method: str, pattern: str, out: Path, *more: str) -> list[str | Path]:
@@ -152,7 +153,13 @@ def ours(model: Path, tokens: Path, method: str, pattern: str, out: Path, *more:
 
 
 def peers(model: Path, tokens: Path, method: str, pattern: str, out: Path) -> list[str | Path]:
-    """The command that prunes with llm-compressor."""
+    """The command that prunes with llm-compressor.
+
+    Raises:
+        FileNotFoundError: its environment was not made.
+    """
+    if not PEER.is_file():
+        raise FileNotFoundError(f"{PEER}: llm-compressor has an environment of its own, which `make bench-llm` makes")
     return [PEER, HERE / "_peer.py", model, tokens, method, pattern, out]
 
 
@@ -163,10 +170,10 @@ def plain(model: Path, tokens: Path, method: str, pattern: str, out: Path) -> li
 
 def perplexity_of(folder: Path) -> dict[str, float]:
     """``perplexity`` and ``sparsity`` (of the linear layers of the blocks) of a saved folder, in a clean process."""
-    report = FOLDER / f"judged-{os.getpid()}.json"
-    report.unlink(missing_ok=True)
-    run([sys.executable, HERE / "_judge.py", folder, evaluation_file(), report])
-    found: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory(prefix="secateur-bench-") as place:
+        report = Path(place) / "judged.json"
+        run([sys.executable, HERE / "_judge.py", folder, evaluation_file(), report])
+        found: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
     return found
 
 

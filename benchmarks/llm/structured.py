@@ -27,7 +27,7 @@ METHODS = ("obs", "flap", "depth", "mixed", "mixed+distilled")
 
 def recipe(part: str) -> tuple[str, ...]:
     """Files that state how a part is made."""
-    return ("_subject", "_data", "_judge", "_shrink")
+    return ("structured", "_subject", "_data", "_judge", "_shrink")
 
 
 def figures_of(case: str, method: str, removed: float) -> list[Figure]:

@@ -12,7 +12,7 @@ import yaml
 
 import secateur as sc
 from secateur.cli.app import main
-from secateur.errors import ArgumentError, DataError, FormatError
+from secateur.errors import ArgumentError, DataError, FormatError, TargetError
 from secateur.llm.agreement import beside
 from secateur.llm.card import card, write_card
 from secateur.llm.evaluate import Asked, evaluate, read_evaluation
@@ -181,9 +181,31 @@ def test_the_command(place, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "evaluation.json").read_text())
 
 
+def test_what_cannot_be_is_refused_before_a_model_is_opened(place, monkeypatch, tmp_path, capsys):
+    def opened(*given):
+        pytest.fail("a model was opened")
+
+    monkeypatch.setattr("secateur.llm.evaluate.open_model", opened)
+    for changes, error in (
+        ({"tasks": tmp_path}, ArgumentError),
+        ({"targets": (eager,), "repeats": 0}, ArgumentError),
+        ({"targets": (eager,), "prompt": 0}, ArgumentError),
+    ):
+        with pytest.raises(error, match=r"tasks|repeats=0|prompt=0"):
+            evaluate(place / "pruned", asked(place, **changes))
+    (tmp_path / "a.yaml").write_text("task: a")
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(TargetError, match=r"secateur\[lm-eval\]"):
+        evaluate(place / "pruned", asked(place, tasks=tmp_path))
+    (tmp_path / "README.md").write_text("# mine\n")
+    assert main(["llm", "eval", str(tmp_path), "--text", str(place / "a.txt"), "--card"]) == 1
+    assert "not written by secateur" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("more", "code", "words"),
     [
+        (["--tokens", "-5"], 64, "--tokens"),
         (["--window", "9999"], 1, "do not fill one window"),
         (["--window", "1"], 64, "a window has 2 tokens"),
         (["--dtype", "int8"], 64, "float32, bfloat16"),

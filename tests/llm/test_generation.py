@@ -83,7 +83,9 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path):
     small = tiny_llm.folder(tmp_path / "small", tiny_llm.llama())
     large = tiny_llm.folder(tmp_path / "large", tiny_llm.llama(intermediate_size=60_000))
     weights = 2 * 3 * 60_000 * 32 * 4
-    assert peak_memory(large, 4, 2) - peak_memory(small, 4, 2) > 0.5 * weights
+    least = peak_memory(small, 4, 2)
+    assert peak_memory(large, 4, 2) - least > 0.5 * weights
+    assert least < 32e6  # of 100 kB of weights: the classes that transformers imports when asked are not among it
 
 
 def test_peak_memory_of_nothing_is_an_error(tmp_path):

@@ -82,6 +82,30 @@ def test_what_lm_eval_is_given_and_what_comes_back(tasks, stand_in):
     assert dict(os.environ) == environment
 
 
+def test_a_relative_folder_is_the_one_where_the_command_was_given(tasks, stand_in, monkeypatch):
+    monkeypatch.chdir(tasks.parent)
+    harness("model", "tokenizer", tasks.name)
+    assert stand_in["manager"]["include_path"] == str(tasks)
+    assert stand_in["evaluate"]["where"] == tasks
+
+
+def test_libraries_that_were_imported_before_stay_offline_too(tasks, stand_in, monkeypatch):
+    constants, config = sys.modules["huggingface_hub.constants"], types.ModuleType("config")
+    config.HF_HUB_OFFLINE = config.HF_DATASETS_OFFLINE = False
+    monkeypatch.setitem(sys.modules, "datasets.config", config)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    seen = []
+
+    def simple_evaluate(**given):
+        seen.append((constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE, config.HF_DATASETS_OFFLINE))
+        return {"results": {}}
+
+    monkeypatch.setattr(sys.modules["lm_eval"], "simple_evaluate", simple_evaluate)
+    harness("model", "tokenizer", tasks)
+    assert seen == [(True, True, True)]
+    assert (constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE, config.HF_DATASETS_OFFLINE) == (False, False, False)
+
+
 def test_a_task_that_fails_says_where(tasks, stand_in):
     before = Path.cwd()
     with pytest.raises(DataError, match=r"lm-eval failed: ValueError: no such split; tasks need local data"):

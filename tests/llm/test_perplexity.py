@@ -98,6 +98,10 @@ def test_the_model_is_left_in_its_mode():
     net = tiny_llm.llama().train()
     perplexity(net, IDS, 16)
     assert net.training
+    net.model.layers[0].eval()
+    modes = [m.training for m in net.modules()]
+    perplexity(net, IDS, 16)
+    assert [m.training for m in net.modules()] == modes
 
 
 def test_progress_is_told():
@@ -140,6 +144,8 @@ def test_errors_say_what_to_do():
     for window, stride, batch in ((1, None, 1), (8, 9, 1), (8, 0, 1), (8, None, 0)):
         with pytest.raises(ArgumentError, match=r"window=|stride="):
             perplexity(net, IDS, window, stride if stride != 0 else -1, batch)
+    with pytest.raises(ArgumentError, match=r"stride=0"):
+        perplexity(net, IDS, 8, 0)
     with pytest.raises(ArgumentError, match=r"expected logits"):
         perplexity(Flat(), IDS, 8)
 
@@ -156,6 +162,9 @@ def test_text_to_tokens(tmp_path):
         tokenize(tiny_llm.tokenizer(), ["w0", " \n"])
     with pytest.raises(DataError, match=r"no text"):
         tokenize(tiny_llm.tokenizer(), [])
+    (tmp_path / "file").write_text("w0")
+    with pytest.raises(ArgumentError, match=r"file/a.txt cannot be read \(NotADirectoryError.*give a text file"):
+        texts_of([tmp_path / "file" / "a.txt"])
     good, empty, binary = (tmp_path / n for n in ("a.txt", "b.txt", "c.txt"))
     good.write_text("w0")
     empty.write_text("\n")

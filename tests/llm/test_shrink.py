@@ -147,6 +147,14 @@ def test_mixed_choices_are_the_best_of_all() -> None:
         assert uniform(menu, prices).error >= best - 1e-12
 
 
+def test_no_more_blocks_go_than_a_budget_of_counts_asks_for() -> None:
+    dense, block = 134_515_008, 3_540_096  # 27 blocks in 20,000 steps are 27 x 741 steps, each rounded up: too many
+    drop = np.random.default_rng(0).random(30)
+    price = Price("params", "", dense, {}, np.full(30, float(block)), dense - 3 * block + 1e-3)
+    found = mixed(Menu(30, (), {}, {}, drop, {}), [price])
+    assert found.dropped == tuple(sorted(np.argsort(drop)[:3].tolist()))
+
+
 def test_budgets_that_cannot_be_met_name_the_closest() -> None:
     menu, prices = small_menu(0)
     few = [Price("c0", "", 400.0, prices[0].saved, prices[0].dropped, 1.0)]

@@ -40,6 +40,7 @@ from secateur.run.candidates import (
     Spot,
     fitting,
     following,
+    lower,
     masks,
     unaligned,
     width,
@@ -296,6 +297,28 @@ def test_a_candidate_that_is_refused_is_told_and_the_rest_goes_on(monkeypatch: p
     assert any(r.verdict == PAYS for r in found.rows)
 
 
+def test_a_candidate_is_not_blamed_for_what_it_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, groups = Device(stairs, monkeypatch), groups_of(NET, X)
+    (bad,) = unaligned(NET, groups, "M", widths(NET, groups, "M"))
+    beside = next(c for c in widths(NET, groups, "M") if c.row.what == bad.row.beside)
+    shapes = [m.out_features for m in linears(beside.make())]
+
+    def picky(model: nn.Module, example: Example, threads: int) -> Artefact:
+        if [m.out_features for m in linears(model)] == shapes:
+            raise TargetError("clock: not these widths")
+        return device.build(model, example, threads)
+
+    found = {r.what: r for r in advise(NET, X, sc.Target("clock", picky), 1000).rows}
+    assert found[beside.row.what].verdict == REFUSED
+    assert found[bad.row.what].measured is not None
+    assert found[bad.row.what].measured.ratio == pytest.approx(stairs(bad.make()) / stairs(NET))
+
+
+def test_commands_name_the_threads_that_were_timed() -> None:
+    (one,) = lower(NET, [sc.Target("clock_int8", sc.eager.build, threads=2)], "M", [])
+    assert one.row.how == "secateur measure M --target clock_int8 --threads 2"
+
+
 def test_the_dense_model_refused_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(model: nn.Module, example: Example, threads: int) -> Artefact:
         raise TargetError("clock is needed: pip install 'secateur[clock]'")
@@ -395,4 +418,6 @@ def test_a_small_network_on_a_real_runtime(tmp_path: Path, monkeypatch: pytest.M
     assert data["file_bytes"] > data["nbytes"] > 4 * 512
     assert {r["kind"] for r in data["rows"]} >= {"widths", "unstructured", "2:4", "blocks"}
     assert all(r["how"].startswith(("secateur ", "sc.")) for r in data["rows"])
+    assert any("2x3x8x8" in r["how"] for r in data["rows"])
+    assert not any("1x3x8x8" in r["how"] for r in data["rows"])
     assert (tmp_path / "out" / "advice.html").is_file()

@@ -20,7 +20,8 @@ import secateur as sc
 from secateur.choose.plan import make_plan
 from secateur.errors import TargetError
 from secateur.targets import latency as latency_module
-from secateur.targets.latency import part_of, probes
+from secateur.targets.calibrate import fit, left_out
+from secateur.targets.latency import DENSE, part_of, probes
 from secateur.targets.layers import Layer
 from secateur.types import Artefact, Example, Group, Measurement
 from tiny import attention, cnn, groups_of, mlp
@@ -256,6 +257,21 @@ def test_errors_of_predictions_are_told(monkeypatch: pytest.MonkeyPatch) -> None
     found = cost.measured(small, False)
     cost.measured(small, True)
     assert cost.errors()[4:] == [(pytest.approx(guess), found)]
+
+
+def test_a_probe_left_out_is_predicted_by_the_fit_that_predicts_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = mlp(16, 32, 32, 16), torch.zeros(1, 16)
+    clock = Clock(lambda m: 1e-3 + 1e-9 * linear_macs(m) ** 2, monkeypatch)
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(latency_module, "left_out", lambda *given: seen.append(given) or left_out(*given))
+    groups, cost = groups_of(net, x), sc.latency(net, x, clock.target)
+    cost.of(groups, groups.all_kept())
+    ((sums, seconds, _),) = seen
+    assert cost.errors is not None
+    for i, (guess, _) in enumerate(cost.errors(), 1):
+        rest = np.arange(len(seconds)) != i
+        weights = np.array([DENSE] + [1.0] * (len(seconds) - 2))
+        assert guess == pytest.approx(fit(sums[rest], seconds[rest], weights)(sums[i]), rel=1e-12)
 
 
 def test_a_machine_too_busy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

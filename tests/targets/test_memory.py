@@ -43,6 +43,7 @@ def test_what_is_remembered_comes_back_exactly(key, value, tmp_path_factory):
         b'{"key": "k", "value": "1"}',
         b'{"key": "k", "value": NaN}',
         b'{"key": "k", "value": true}',
+        b'{"key": "k", "value": 1' + b"0" * 400 + b"}",
         b"[" * 100_000,
     ],
 )

@@ -15,8 +15,8 @@ import secateur as sc
 from secateur.errors import TargetError
 from secateur.targets import table as table_module
 from secateur.targets.layers import Layer, from_key
-from secateur.targets.table import Table, bracket, cached, grid, load_table, save_table, table_of
-from secateur.types import Artefact
+from secateur.targets.table import Table, bracket, cached, grid, load_table, save_table, table_of, where
+from secateur.types import Artefact, Device, Elsewhere
 
 LINEAR = Layer("linear", (4, 1), (48, 64))
 
@@ -102,6 +102,8 @@ def test_a_damaged_cache_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None
         whole[:-20],
         whole.replace("48 64", "48 x"),
         whole.replace('"s"', '"s"').replace("0.", "-1."),
+        whole.replace("0.", "1" + "0" * 400, 1),
+        whole.replace("[4,1]", "[" * 100_000),
     ):
         cached(clock.target).write_text(text)
         assert table_of(clock.target).entries == {}
@@ -155,6 +157,25 @@ def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(TargetError, match=r"t\.json is no cost table"):
         load_table(sc.eager, tmp_path / "t.json")
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"none\.json cannot be read .*save_table"):
+        load_table(sc.eager, tmp_path / "none.json")
+
+
+def test_layers_of_another_device_are_timed_there() -> None:
+    def timings(jobs: list[Any], *how: float) -> list[list[float]]:
+        return [[3e-3 if job == "Linear" else 1e-3] * 4 for job in jobs]
+
+    def build(model: nn.Module, example: Any, threads: int) -> Artefact:
+        here = Elsewhere("board", type(model).__name__, timings)
+        return Artefact(lambda: pytest.fail("it was timed from here"), lambda e: [], elsewhere=here)
+
+    board = sc.Target("board", build, device=Device("a board, 4 cores", ()))
+    assert Table(board).measured(LINEAR) == pytest.approx(2e-3)
+    assert where(board)["machine"] == "a board, 4 cores"
+    assert cached(board) != cached(sc.Target("board", build))
 
 
 def test_keys_tell_layers() -> None:

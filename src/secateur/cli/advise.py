@@ -38,6 +38,7 @@ def advise(
     from secateur.export.prepare import rebatched
     from secateur.run.advise import advise as ask
     from secateur.run.assemble import target as target_of
+    from secateur.run.data import with_rows
     from secateur.run.subjects import model_and_example
 
     seed_(seed or 0)
@@ -46,6 +47,8 @@ def advise(
     below = [target_of(name, threads or 1) for name in lower or ()]
     net, given = model_and_example(model, example, data)
     given = given if batch is None else rebatched(given, batch)
+    if example and batch is not None:
+        example = with_rows(example, batch)
     words = shlex.join([model, *(["--example", example] if example else ["--data", data] if data else [])])
     found = {}
     for name, one in zip(names, on, strict=True):

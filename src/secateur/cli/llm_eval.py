@@ -32,7 +32,7 @@ def evaluate(
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens that the model sees at once.")] = 512,
     stride: Annotated[int | None, typer.Option(help="From one window to the next. (default: the window)")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Of the text, at most. (default: all)")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Of the text, at most. (default: all)")] = None,
     batch: Annotated[int, typer.Option(help="Windows that run at once.")] = 1,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16 to compute in. (default: as stored)")
@@ -56,7 +56,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a language model as it was saved: perplexity, agreement with the dense one, speed, tasks."""
-    from secateur.llm.card import write_card
+    from secateur.llm.card import check_card, write_card
     from secateur.llm.evaluate import Asked, read_evaluation
     from secateur.llm.evaluate import evaluate as judge
     from secateur.run.assemble import target as target_of
@@ -68,6 +68,8 @@ def evaluate(
     asked = Asked(
         tuple(text), window, stride, batch, tokens, _dtype(dtype), targets, prompt, steps, repeats, tasks, limit, device
     )  # fmt: skip
+    if card:
+        check_card(model, force)
     with block_progress() as tell:
         found = judge(model, asked, dense, tell)
     written = [] if out is None else _write(found, out, others)

@@ -20,6 +20,7 @@ from secateur.llm.perplexity import (
     over_windows,
     perplexity_of,
     scored,
+    step_of,
 )
 
 TOP = 5
@@ -120,7 +121,7 @@ def beside(
     return Beside(
         perplexity_of(sums["pruned"], counts, window, stride),
         perplexity_of(sums["dense"], counts, window, stride),
-        Agreement(top1, top5, kl, sum(counts), len(counts), window, stride or window),
+        Agreement(top1, top5, kl, sum(counts), len(counts), window, step_of(window, stride)),
     )
 
 

@@ -43,10 +43,20 @@ def write_card(folder: Path | str, found: Evaluation, base_model: str | None = N
     Raises:
         FormatError: there is a README.md that secateur did not write.
     """
+    file = check_card(folder, overwrite)
+    write_bytes(file, card(found, base_model).encode())
+    return file
+
+
+def check_card(folder: Path | str, overwrite: bool = False) -> Path:
+    """Where the card of a folder goes, if it may: asked before anything is evaluated for it.
+
+    Raises:
+        FormatError: there is a README.md that secateur did not write.
+    """
     file = Path(folder) / NAME
     if file.exists() and not overwrite and f"- {MARK}\n" not in file.read_text(encoding="utf-8", errors="replace"):
         raise FormatError(f"{file} was not written by secateur: move it away, or give --force")
-    write_bytes(file, card(found, base_model).encode())
     return file
 
 

@@ -18,8 +18,8 @@ from secateur.errors import ArgumentError, FormatError
 from secateur.evidence.gather import environment
 from secateur.evidence.report import finite
 from secateur.llm.agreement import Beside, beside, block_errors
-from secateur.llm.generation import PROMPT, REPEATS, STEPS, peak_memory, speed, speed_rows
-from secateur.llm.harness import harness
+from secateur.llm.generation import PROMPT, REPEATS, STEPS, check_lengths, peak_memory, speed, speed_rows
+from secateur.llm.harness import check_tasks, harness
 from secateur.llm.perplexity import WINDOW, Perplexity, Tell, perplexity, texts_of, tokenize, vocabulary
 from secateur.llm.saved import bytes_of_weights, densities, loads_plainly, open_model, own_tokenizer, told
 from secateur.llm.texts import JOINT
@@ -123,6 +123,10 @@ def evaluate(folder: Path | str, asked: Asked, dense: Path | str | None = None, 
     """
     paths = [Path(folder), *([Path(dense)] if dense is not None else [])]
     texts = texts_of(asked.texts)
+    if asked.targets:
+        check_lengths(prompt=asked.prompt, steps=asked.steps, repeats=asked.repeats)
+    if asked.tasks is not None:
+        check_tasks(asked.tasks)
     model, tokenizer = open_model(paths[0], asked.dtype, asked.device)
     full = open_model(paths[1], asked.dtype, asked.device)[0] if dense is not None else None
     if tokenizer is None and dense is not None:

@@ -93,9 +93,9 @@ def speed(
         >>> found.cache_bytes == 1 * 2 * 4 * 4 * 4  # layers, keys and values, tokens, head size, bytes
         True
     """
-    if not models or min(prompt, steps, batch, repeats) < 1:
-        given = f"{len(models)} models, prompt={prompt}, steps={steps}, batch={batch}, repeats={repeats}"
-        raise ArgumentError(f"speed: give at least one model, and lengths of at least 1; got {given}")
+    if not models:
+        raise ArgumentError("speed: give at least one model; got 0 models")
+    check_lengths(prompt=prompt, steps=steps, batch=batch, repeats=repeats)
     sizes = [n for n in map(vocabulary, models) if n is not None]
     high = min(sizes) if sizes else 2
     ids = torch.randint(high, (batch, prompt), generator=torch.Generator().manual_seed(seed))
@@ -107,6 +107,17 @@ def speed(
     held: list[int | None] = [d.cache_bytes for d in decoders] if decoders else [None] * len(models)
     made = zip(read, written, held, strict=True)
     return [Speed(target.name, target.threads, batch, prompt, steps, p, d, note, b) for p, d, b in made]
+
+
+def check_lengths(**lengths: int) -> None:
+    """Whether generation can be timed so.
+
+    Raises:
+        ArgumentError: a length is below 1.
+    """
+    if min(lengths.values()) < 1:
+        given = ", ".join(f"{name}={value}" for name, value in lengths.items())
+        raise ArgumentError(f"speed: lengths are at least 1; got {given}")
 
 
 def speed_rows(dense: Speed | None, pruned: Speed) -> list[dict[str, Any]]:
@@ -246,8 +257,16 @@ def greedy(model: nn.Module, ids: Tensor, steps: int) -> Tensor:
 
 _CHILD = """
 import torch
+import transformers
 from secateur.llm.evaluate import open_model
 from secateur.llm.generation import greedy
+
+try:  # transformers imports the model's class when it is asked for: that is none of the model's memory
+    config = transformers.AutoConfig.from_pretrained(sys.argv[1], local_files_only=True)
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", *(config.architectures or ())):
+        getattr(transformers, name, None)
+except (OSError, ValueError):
+    pass
 
 def load(path, threads):
     torch.set_num_threads(threads)

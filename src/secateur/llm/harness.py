@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,11 @@ from secateur.errors import ArgumentError, DataError, SecateurError, TargetError
 
 Figures = dict[str, dict[str, tuple[float, float | None]]]
 """task -> metric -> (value, its standard error or None)."""
+_READ_ONCE = (
+    ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_DATASETS_OFFLINE"),
+)
 
 
 def harness(
@@ -40,13 +46,11 @@ def harness(
     Raises:
         TargetError: lm-eval is missing. ArgumentError: no such folder, or no task in it. DataError: a task failed.
     """
-    folder = Path(tasks)
-    if not folder.is_dir() or not any(folder.rglob("*.y*ml")):
-        raise ArgumentError(f"tasks {folder}: give a folder of lm-eval tasks (YAML files)")
-    evaluator, wrapper, manager_of = _parts()
+    folder = Path(tasks).resolve()
+    evaluator, wrapper, manager_of = check_tasks(tasks)
     try:
         with _offline(folder):
-            manager = manager_of(include_path=str(folder.resolve()), include_defaults=False)
+            manager = manager_of(include_path=str(folder), include_defaults=False)
             names = sorted(manager.all_tasks)
             if not names:
                 raise ArgumentError(f"tasks {folder}: lm-eval finds no task in its YAML files")
@@ -70,8 +74,15 @@ def harness(
     return {task: _figures(values) for task, values in found["results"].items()}
 
 
-def _parts() -> tuple[Any, Any, Any]:
-    """What is used of lm-eval."""
+def check_tasks(tasks: Path | str) -> tuple[Any, Any, Any]:
+    """What is used of lm-eval, where tasks can be run at all: asked before a model is loaded for them.
+
+    Raises:
+        TargetError: lm-eval is missing. ArgumentError: no such folder, or no YAML file in it.
+    """
+    folder = Path(tasks)
+    if not folder.is_dir() or not any(folder.rglob("*.y*ml")):
+        raise ArgumentError(f"tasks {folder}: give a folder of lm-eval tasks (YAML files)")
     try:
         with _quiet():
             evaluator = importlib.import_module("lm_eval").simple_evaluate
@@ -97,15 +108,24 @@ def _figures(values: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]
 
 @contextlib.contextmanager
 def _offline(folder: Path) -> Iterator[None]:
-    """Inside the folder, so that relative paths of its data hold; nothing is fetched."""
+    """Inside the folder, so that relative paths of its data hold; nothing is fetched.
+
+    The Hub's libraries read the environment once, when they are imported: what they made of it is set as well.
+    """
     before, settings = Path.cwd(), dict(os.environ)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    read = [(sys.modules[m], name) for m, name in _READ_ONCE if hasattr(sys.modules.get(m), name)]
+    known = [getattr(module, name) for module, name in read]
+    for module, name in read:
+        setattr(module, name, True)
     os.chdir(folder)
     try:
         with _quiet():
             yield
     finally:
         os.chdir(before)
+        for (module, name), value in zip(read, known, strict=True):
+            setattr(module, name, value)
         os.environ.clear()
         os.environ.update(settings)
 

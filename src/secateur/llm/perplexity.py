@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ArgumentError, DataError
+from secateur.errors import ArgumentError, DataError, brief
 from secateur.llm.texts import tokens_of
+from secateur.score.calibrate import quiet_eval
 from secateur.types import Floats
 
 WINDOW = 512
@@ -135,7 +136,7 @@ def perplexity(
 def perplexity_of(sums: Sequence[float], counts: Sequence[int], window: int, stride: int | None) -> Perplexity:
     """From the summed losses of each window and the tokens scored there."""
     nll, low, high = over_windows(sums, counts)
-    step = stride or window
+    step = step_of(window, stride)
     return Perplexity(_exp(nll), _exp(low), _exp(high), nll, sum(counts), len(sums), window, step)
 
 
@@ -162,6 +163,11 @@ def over_windows(sums: Sequence[float], counts: Sequence[int], seed: int = 0) ->
     return mean, min(float(low), mean), max(float(high), mean)
 
 
+def step_of(window: int, stride: int | None) -> int:
+    """From one window to the next: ``None`` is the window, 0 is nothing that could be meant."""
+    return window if stride is None else stride
+
+
 def count_windows(tokens: int, window: int, stride: int | None = None) -> int:
     """Whole windows in so many tokens.
 
@@ -169,7 +175,7 @@ def count_windows(tokens: int, window: int, stride: int | None = None) -> int:
         >>> count_windows(10, 4), count_windows(10, 4, 2)
         (2, 4)
     """
-    return max(0, 1 + (tokens - window) // (stride or window))
+    return max(0, 1 + (tokens - window) // step_of(window, stride))
 
 
 @torch.inference_mode()
@@ -178,13 +184,11 @@ def scored(
 ) -> Iterator[Scored]:
     """What a model says of each window of a text, one after the other; see `perplexity`."""
     check_windows(model, tokens, window, stride, batch)
-    step = stride or window
+    step = step_of(window, stride)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ids = tokens.reshape(-1).to(device, torch.long)
     total = count_windows(len(ids), window, stride)
-    was = model.training
-    model.eval()
-    try:
+    with quiet_eval(model):
         for first in range(0, total, batch):
             indices = range(first, min(first + batch, total))
             rows = torch.stack([ids[i * step : i * step + window] for i in indices])
@@ -192,8 +196,6 @@ def scored(
             for i, index in enumerate(indices):
                 seen = 1 if index == 0 else max(1, window - step)  # tokens that an earlier window scored, or cannot be
                 yield _finite(Scored(index, logits[i, seen - 1 : -1].float(), rows[i, seen:]), index * step)
-    finally:
-        model.train(was)
 
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
@@ -214,7 +216,7 @@ def check_windows(model: nn.Module, tokens: Tensor, window: int, stride: int | N
     Raises:
         ArgumentError: window, stride or batch cannot be. DataError: too few tokens, or ids beyond the vocabulary.
     """
-    if window < 2 or batch < 1 or not 1 <= (stride or window) <= window:
+    if window < 2 or batch < 1 or not 1 <= step_of(window, stride) <= window:
         raise ArgumentError(
             f"window={window}, stride={stride}, batch={batch}: a window has 2 tokens or more, a stride lies between "
             "1 and the window, a batch is at least 1"
@@ -256,7 +258,7 @@ def texts_of(paths: Iterable[Any]) -> list[str]:
     """The texts of files, one each.
 
     Raises:
-        ArgumentError: there is no such file. DataError: one is empty, or is not UTF-8.
+        ArgumentError: there is no such file, or it cannot be read. DataError: one is empty, or is not UTF-8.
     """
     texts = []
     for path in paths:
@@ -264,6 +266,8 @@ def texts_of(paths: Iterable[Any]) -> list[str]:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, IsADirectoryError) as error:
             raise ArgumentError(f"{path}: there is no such file; give a text file (UTF-8)") from error
+        except OSError as error:
+            raise ArgumentError(f"{path} cannot be read ({brief(error)}); give a text file (UTF-8)") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is no text in UTF-8: {error}") from error
         if not text.strip():

@@ -28,6 +28,8 @@ SPOT = 2.0
 """Seconds of the dense model's runs in a spot measurement, as long as that makes enough rounds."""
 PROBING, STAIRS = 0.4, 0.15
 """Parts of the time that predictions, and the staircase, may take."""
+REFUSALS = (TargetError, PlanError, CoupleError)
+"""What a candidate may raise, which is told of it; the rest goes on."""
 PROBES = 4
 """Whole models that a prediction rests on, at least."""
 FAR, SMALL = 2.0, 0.05
@@ -85,6 +87,10 @@ def advise(
     while (some := following(found, work.spots, predicted)) and work.in_time(len(some)):
         work.spot(*some)
     return work.advice(found, predicted, basis, steps)
+
+
+def _refused(error: SecateurError) -> Spot:
+    return Spot(None, refused=" ".join(str(error).split()))
 
 
 def _change(speedup: Speedup) -> float:
@@ -235,13 +241,18 @@ class _Work:
         begun = monotonic()
         self.tell(f"measuring: {one.row.what}")
         some = [one] if beside is None else [one, beside]
+        built: list[tuple[Candidate, Artefact]] = []
+        for c in some:  # each may be refused; the other is measured all the same
+            try:
+                built.append((c, self.build(c)))
+            except REFUSALS as error:
+                self.spots[c.row.what] = _refused(error)
         try:
-            artefacts = [self.build(c) for c in some]
-            found, aside = self.compared(artefacts)
-        except (TargetError, PlanError, CoupleError) as error:
-            self.spots[one.row.what] = Spot(None, refused=" ".join(str(error).split()))
+            found, aside = self.compared([artefact for _, artefact in built]) if built else ([], "")
+        except REFUSALS as error:
+            self.spots |= {c.row.what: _refused(error) for c, _ in built}
         else:
-            for c, artefact, speedup in zip(some, artefacts, found, strict=True):
+            for (c, artefact), speedup in zip(built, found, strict=True):
                 self.spreads.append(speedup.noise)
                 self.spots[c.row.what] = Spot(speedup, artefact.nbytes, aside=aside if c is one else "")
         self.costs.append((monotonic() - begun) / len(some))

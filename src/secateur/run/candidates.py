@@ -301,6 +301,11 @@ def _masked(model: nn.Module, pattern: Pattern, sparsity: float, names: Sequence
     return make
 
 
+def _on(target: Target) -> str:
+    """Options that name a target."""
+    return f"--target {target.name}" + (f" --threads {target.threads}" if target.threads != 1 else "")
+
+
 def lower(model: nn.Module, targets: Sequence[Target], subject: str, others: Sequence[Candidate]) -> list[Candidate]:
     """Each target of lower precision alone, and with the other candidates (masks and unaligned widths left out)."""
     out = []
@@ -310,13 +315,13 @@ def lower(model: nn.Module, targets: Sequence[Target], subject: str, others: Seq
             "lower precision",
             params_of(model),
             nbytes_of(model),
-            f"secateur measure {subject} --target {t.name}",
+            f"secateur measure {subject} {_on(t)}",
         )
         out.append(Candidate(row, lambda: model, share=1.0, lower=t))
         for c in others:
             if c.row.kind in ("unstructured", "blocks", "unaligned widths"):
                 continue
-            how = f"{c.row.how}; then secateur measure small --target {t.name}"
+            how = f"{c.row.how}; then secateur measure small {_on(t)}"
             what = f"{c.row.what}, with {t.name}"
             mine = Advised(what, "lower precision with others", c.row.params, c.row.nbytes, how)
             out.append(replace(c, row=mine, lower=t, base=c.row.what))

@@ -134,6 +134,20 @@ def describe(example: Example) -> str:
     return ", ".join(one(name, t) for name, t in named_tensors(example).items())
 
 
+def with_rows(spec: str, rows: int) -> str:
+    """A text of shapes with another batch size; any other text as it is.
+
+    Example:
+        >>> with_rows("ids=1x128:int64:30522,mask=1x128:ones", 8), with_rows("1x3x224x224", 2)
+        ('ids=8x128:int64:30522,mask=8x128:ones', '2x3x224x224')
+    """
+    first = _SHAPE.match(spec.split(",")[0].strip())
+    if first is None or not _looks_like_shapes(spec):
+        return spec
+    batch = first["shape"].split("x")[0]
+    return re.sub(rf"(^|[,=]\s*){batch}(?=[x:,]|$)", rf"\g<1>{rows}", spec)
+
+
 def _looks_like_shapes(spec: str) -> bool:
     return spec[:1].isdigit() or "=" in spec
 

@@ -125,7 +125,7 @@ class _Search:
     tell: Callable[[str], None]
     tried: dict[bytes, Attempt] = field(default_factory=dict)
     means: dict[bytes, Floats] = field(default_factory=dict)
-    scales: Floats = field(default_factory=lambda: np.ones(1))
+    scales: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         self.scales = np.ones(len(self.budgets))
@@ -231,11 +231,11 @@ def _close_in(search: _Search) -> Plan | None:
 
 
 def _next(points: Sequence[tuple[float, float]], wanted: float) -> float:
-    """Where to aim: points are (aimed at, measured), the uncut model first, and measured figures rise with the aim."""
+    """Where to aim: points, two or more, are (aimed at, measured), the uncut model first; figures rise with the aim."""
     above = min((p for p in points if p[1] > wanted), default=points[0])
     below = max((p for p in points if p[1] <= wanted and p[0] < above[0]), default=None)
     if below is None:  # on along the line through the two lowest
-        (a, x), (b, y) = sorted(points)[:2] if len(points) > 1 else (points[0], points[0])
+        (a, x), (b, y) = sorted(points)[:2]
         slope = (y - x) / (b - a) if b > a else 0.0
         return min(max(a - (x - wanted) / slope if slope > 0 else 0.0, 0.3 * a), 0.97 * a)
     over, under = above[1] - wanted, wanted - below[1]

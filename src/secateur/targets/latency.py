@@ -201,8 +201,8 @@ class Predictor:
         sums.table.keep()
         dense = timed.dense()
         found = [dense, *(dense * timed.ratio(apply(make_plan(groups, k), timed.model)) for k in keeps)]
-        at, seconds = np.array(rows), np.array(found)
-        return cls(sums, fit(at, seconds, weights=_weights(len(found))), dense, tuple(left_out(at, seconds)))
+        at, seconds, weights = np.array(rows), np.array(found), _weights(len(found))
+        return cls(sums, fit(at, seconds, weights), dense, tuple(left_out(at, seconds, weights)))
 
     def __call__(self, keep: Keep) -> float:
         """Predicted seconds; layers that had to be measured for it are kept, so that the next command agrees."""

@@ -145,9 +145,9 @@ def recall(key: str, folder: Path | str | None = None) -> float | None:
     try:
         held = json.loads(_file(key, folder).read_text(encoding="utf-8"))
         value = held["value"] if held["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return float(value)
 

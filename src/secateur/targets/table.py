@@ -17,8 +17,9 @@ from typing import Any
 from secateur.atomic import write_bytes
 from secateur.errors import TargetError
 from secateur.targets.layers import Layer, Settings, from_key
-from secateur.targets.memory import cache_folder, machine, versions
-from secateur.targets.micro import module_of, timed
+from secateur.targets.measure import measure
+from secateur.targets.memory import cache_folder, machine_of, versions
+from secateur.targets.micro import ENOUGH, RUNS, WARM, module_of, timed, undisturbed
 from secateur.types import Target
 
 log = logging.getLogger("secateur")
@@ -152,7 +153,10 @@ class Table:
         if self.target.layer is not None:
             return self.target.layer(layer, self.target.threads)
         model, example = module_of(layer)
-        return timed(self.target.build(model, example, self.target.threads).run)
+        made = self.target.build(model, example, self.target.threads)
+        if made.elsewhere is None:
+            return timed(made.run)
+        return undisturbed(measure([made], RUNS, WARM, ENOUGH)[0].seconds.tolist())  # by that device's own clock
 
     def keep(self) -> None:
         """Write the entries to the cache, if there are new ones."""
@@ -167,11 +171,11 @@ class Table:
 
 
 def where(target: Target) -> dict[str, Any]:
-    """What a table belongs to: target, threads, machine and versions."""
+    """What a table belongs to: target, threads, the machine that it runs on, and versions."""
     return {
         "target": target.name,
         "threads": target.threads,
-        "machine": machine(),
+        "machine": machine_of(target),
         "versions": versions(target),
     }
 
@@ -190,7 +194,7 @@ def table_of(target: Target) -> Table:
 def _known(path: Path) -> dict[str, float]:
     try:
         return _entries(path, _header(path))
-    except (TargetError, OSError):
+    except TargetError:
         return {}
 
 
@@ -204,6 +208,8 @@ def _header(path: Path | str) -> dict[str, Any]:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
         if held["format"] == "secateur cost table" and held["version"] == 2:
             return dict(held)
+    except OSError as e:
+        raise TargetError(f"{path} cannot be read ({e.strerror}): give a file written by save_table") from e
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise TargetError(f"{path} is no cost table that can be read here: give a file written by save_table")
@@ -218,7 +224,7 @@ def _entries(path: Path | str, held: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(value, bool) or not math.isfinite(value) or value < 0:
                 raise ValueError(key)
             found[key] = float(value)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise TargetError(f"{path}: an entry of the cost table makes no sense ({e}); measure it anew") from e
     return found
 
@@ -251,7 +257,7 @@ def load_table(target: Target, path: Path | str, *, force: bool = False) -> int:
         force: take it although machine, versions, threads or target differ.
 
     Raises:
-        TargetError: it is of another machine, runtime, version or number of threads, or no table.
+        TargetError: it is of another machine, runtime, version or number of threads, no table, or cannot be read.
 
     Example:
         >>> import secateur as sc

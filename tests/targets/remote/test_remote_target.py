@@ -111,6 +111,7 @@ def test_latency_names_the_machine_there(address, tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_TOKEN", TOKEN)
     there = named(f"onnxruntime@{address}", 1)
     assert there.device.machine == machine_of(sc.onnxruntime)
+    assert there.layer is None  # that would be timed on this machine
     model, x = net(), torch.ones(1, 16)
     cost = sc.latency(model, x, there, repeats=5)
     assert cost.dense > 0

@@ -16,6 +16,9 @@ from secateur.llm.shrink.hollow import Meter
 from secateur.llm.shrink.units import Family
 from secateur.types import Floats, Ints
 
+FINEST = 10
+"""How many times the states asked for are taken where no cost of whole numbers is rounded then."""
+
 
 @dataclass(frozen=True, eq=False)
 class Price:
@@ -81,7 +84,9 @@ def mixed(menu: Menu, prices: Sequence[Price], states: int = 20_000) -> Choice:
     """Least total error under all budgets, each block chosen for itself: depth, heads and neurons at once.
 
     ``min sum_b e_b(o_b)  s.t.  sum_b c_b(o_b) <= limit``, an option of a block being counts of its families or its
-    absence: a multiple-choice knapsack, solved by dynamic programming as SPDY and ZipLM do (arXiv:2302.04089).
+    absence: a multiple-choice knapsack, solved by dynamic programming as SPDY and ZipLM do (arXiv:2302.04089). Exact
+    under one budget that is a count, where the counts' common divisor leaves few enough sums; else costs are rounded
+    up to one of ``states`` steps.
 
     Raises:
         BudgetError: no choice meets the budgets; names the closest.
@@ -99,8 +104,28 @@ def mixed(menu: Menu, prices: Sequence[Price], states: int = 20_000) -> Choice:
         tables[str(b)] = Table(np.arange(len(loss))[allowed], loss[allowed], (most - saved)[:, allowed])
     if (room < -1e-9 * np.array([p.dense for p in prices])).any():
         _refuse(menu, prices)
+    if len(prices) == 1:
+        costs = np.concatenate([t.costs[0] for t in tables.values()])
+        whole, states = _unrounded(costs, float(room[0]) + 1e-9 * prices[0].limit, states)
+        room = room if whole is None else np.array([whole])
     chosen = [_choice(menu, {b: options[b][i] for b, i in found.items()}) for found in solved(tables, room, states)]
     return _best(chosen, menu, prices)
+
+
+def _unrounded(costs: Floats, room: float, states: int) -> tuple[float | None, int]:
+    """The room, and so many states of it that each cost is a whole number of steps; no room where that is too many.
+
+    Example:
+        >>> _unrounded(np.array([0.0, 6.0, 4.0]), 9.0, 20)
+        (8.0, 20)
+    """
+    if (costs != np.rint(costs)).any() or not costs.any():
+        return None, states
+    divisor = int(np.gcd.reduce(costs.astype(np.int64)))
+    sums = int(room // divisor)
+    if not 0 < sums <= FINEST * states:
+        return None, states
+    return float(sums * divisor), sums * max(states // sums, 1)
 
 
 def uniform(menu: Menu, prices: Sequence[Price]) -> Choice:

@@ -75,7 +75,8 @@ def remote(address: str, target: Target, *, token: str | None = None, ca: str | 
             raise TargetError(f"{target.name} writes folders ({', '.join(nested)}): only plain files can be sent")
         return _loaded(link, target.name, name, file, files, example, threads, folder)
 
-    return replace(target, name=name, build=build, load=load, device=device)
+    # the target's way to time a single layer is of this machine: there, a layer is built like any model
+    return replace(target, name=name, build=build, load=load, device=device, layer=None)
 
 
 def _url(address: str) -> str:
