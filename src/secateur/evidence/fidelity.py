@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.calling import example_of, run, tensors_of
 from secateur.errors import DataError
 from secateur.evidence.quality import Figure, accuracy, agreement, cosine
+from secateur.score.calibrate import quiet_eval
 from secateur.types import Batches, Floats
 
 EVERY = 4
@@ -77,13 +78,8 @@ def fidelity(dense: nn.Module, batches: Batches) -> Callable[[nn.Module], dict[s
     kept: list[Floats] = []
 
     def outputs(model: nn.Module) -> list[Floats]:
-        was = model.training
-        model.eval()
-        try:
-            with torch.inference_mode():
-                return [_rows(run(model, split(batch)[0])) for batch in batches]
-        finally:
-            model.train(was)
+        with quiet_eval(model), torch.inference_mode():
+            return [_rows(run(model, split(batch)[0])) for batch in batches]
 
     def judge(model: nn.Module) -> dict[str, Figure]:
         if not kept:
