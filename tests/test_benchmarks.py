@@ -98,15 +98,40 @@ def test_the_page_of_results_is_what_the_rows_say() -> None:
     assert _tables.PAGE.read_text(encoding="utf-8") == _tables.page(), "make it anew: python benchmarks/_tables.py"
 
 
+def table_rows(text: str) -> list[list[str]]:
+    lines = [line.strip("|") for line in text.splitlines() if line.startswith("| ")]
+    return [[c.strip() for c in line.split("|")] for line in lines]
+
+
 def test_the_readme_says_what_the_rows_say() -> None:
     def cells(text: str) -> dict[str, list[float]]:
-        rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
-        return {r[0]: [float(c) for c in r[1:6]] for r in rows if re.match(r"[+-]?[0-9.]+$", r[1])}
+        rows = table_rows(text)
+        return {r[0]: [float(c) for c in r[1:6]] for r in rows if len(r) > 5 and re.match(r"[+-]?[0-9.]+$", r[1])}
 
     shown = cells((ROOT / "README.md").read_text(encoding="utf-8"))
     rows = _rows.read(ROOT / "benchmarks" / "results" / "main.csv")
     assert shown
     assert shown.items() <= cells("\n".join(_tables.MINILM.lines(rows))).items()
+
+
+def test_the_readme_says_the_perplexities_of_language_models() -> None:
+    methods = {
+        "ADMM towards the dense model's outputs": "admm+dense_targets",
+        "SparseGPT": "sparsegpt",
+        "Wanda": "wanda",
+    }
+    libraries = {"secateur": "secateur", "llm-compressor 0.14": "llmcompressor"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = _rows.read(ROOT / "benchmarks" / "results" / "llm.csv")
+    found = {r["case"]: f"{float(r['value']):.1f}" for r in rows if r["metric"] == "perplexity"}
+    assert f"(dense {found['dense']};" in text
+    patterns = ("50%", "2:4", "70%")
+    lines = [r for r in table_rows(text) if len(r) == 4 and r[0].partition(", ")[0] in libraries]
+    assert len(lines) == 5
+    for name, *shown in lines:
+        library, _, method = name.partition(", ")
+        cases = [f"{libraries[library]}/{methods[method]}/{pattern}" for pattern in patterns]
+        assert shown == [found.get(case, "") for case in cases]
 
 
 @pytest.mark.parametrize("name", ["GroupMagnitudeImportance", "GroupTaylorImportance"])
