@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 import secateur as sc
 from secateur.llm.recover_folder import recover_folder
+from secateur.llm.shrink.asked import Shrinking, of_params
 from secateur.llm.shrink.ladder import fluctuation
 from secateur.llm.shrink.options import ranked, uniform
-from secateur.llm.shrink.run import Shrinking, llm_shrink, of_params
+from secateur.llm.shrink.run import llm_shrink
 
 STEPS = 32
 """Of four windows: twice through the calibration text."""

@@ -47,7 +47,8 @@ from secateur.llm.perplexity import Perplexity, perplexity
 from secateur.llm.prune import Pruned, Pruning, llm_prune
 from secateur.llm.prune_experts import llm_prune_experts
 from secateur.llm.recover_folder import recover_folder
-from secateur.llm.shrink.run import Shrinking, Shrunk, llm_shrink
+from secateur.llm.shrink.asked import Shrinking
+from secateur.llm.shrink.run import Shrunk, llm_shrink
 from secateur.run.advise import Confirmed, advise, confirm
 from secateur.run.front import front
 from secateur.run.pipeline import Result, prune

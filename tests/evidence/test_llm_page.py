@@ -105,7 +105,9 @@ def test_other_windows_do_not_compare():
 
 @pytest.mark.parametrize("gone", ["rows", "blocks", "tasks"])
 def test_what_was_not_asked_for_is_left_out(gone):
-    checked(render_llm(evaluation(**{gone: []})))
+    whole, page = (checked(render_llm(evaluation(**change))) for change in ({}, {gone: []}))
+    assert len(page) < len(whole)
+    assert set(re.findall(r'<h2 id="([^"]+)"', page)) < set(re.findall(r'<h2 id="([^"]+)"', whole))
 
 
 def test_without_a_dense_model():

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from llm.tiny_models import CONFIGS, load, make, tokens, twin, write
 from secateur.choose.patterns import nm, per_row, unstructured
-from secateur.errors import ArgumentError, PlanError, TraceError
+from secateur.errors import ArgumentError, DataError, PlanError, TraceError
 from secateur.llm.allocate import measured, outliers
 from secateur.llm.moments import Moments
 from secateur.llm.prune import Pruning, experts_in, llm_prune, settings
 from secateur.solve.admm import admm
 from secateur.solve.least_squares import best_of, refit_with
 from secateur.solve.scores import magnitude_mask, wanda_mask
+from secateur.solve.solver import Solved, Solver
 from secateur.solve.sparsegpt import sparsegpt, sparsegpt_with
 
 
@@ -270,3 +271,18 @@ def test_processes_that_met_other_experts_agree_on_the_order(monkeypatch: pytest
         moments.grams()
         orders.append(list(moments.in_dims))
     assert orders[0] == orders[1]
+
+
+def test_of_few_batches_one_is_kept_aside_and_of_one_none_can_be(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def look(weight: Tensor, gram: Any, pattern: Any, kept: int, alive: Any) -> Solved:
+        seen.append(gram.held is not None)
+        return sparsegpt(weight, gram, pattern, kept)
+
+    how = Pruning(Solver("looks", look), held=0.1)
+    llm_prune(make("gqa"), tokens(4, 32), how, tmp_path / "two", batch=2)
+    assert seen
+    assert all(seen)
+    with pytest.raises(DataError, match="there is one: give smaller batches"):
+        llm_prune(make("gqa"), tokens(4, 32), how, tmp_path / "one", batch=4)

@@ -23,13 +23,14 @@ from secateur.errors import BudgetError
 from secateur.llm.memory import Needs
 from secateur.llm.saved import told
 from secateur.llm.shrink import prices
+from secateur.llm.shrink.asked import Shrinking, of_decode, of_kv, of_params
 from secateur.llm.shrink.depth import greedy_depth
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, params
 from secateur.llm.shrink.ladder import fluctuation
 from secateur.llm.shrink.options import Menu, Price, cost_of, mixed, ranked, uniform
 from secateur.llm.shrink.prices import Anatomy, priced
-from secateur.llm.shrink.run import Shrinking, llm_shrink, of_decode, of_kv, of_params, scaled
+from secateur.llm.shrink.run import llm_shrink, scaled
 from secateur.llm.shrink.survey import kept_of
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.source import Source
@@ -76,11 +77,11 @@ def test_masked_consumers_are_the_cut_model(name: str) -> None:
     assert float((logits(small) - logits(model)).abs().max()) > 1e-3
 
 
-def test_costs_are_counted_exactly_and_cache_bytes_are_real() -> None:
+def test_costs_are_counted_exactly_and_cache_bytes_are_real(tmp_path: Path) -> None:
     anatomy = Anatomy.of(Source.open(llama()), KINDS)
     how = Shrinking()
     offered = how.offered(anatomy.families)
-    prices = [of_params(0.5)(anatomy, offered), of_kv(0.5, 10)(anatomy, offered)]
+    prices = [budget(anatomy, offered, tmp_path) for budget in (of_params(0.5), of_kv(0.5, 10))]
     n = {f.name: int(offered[f.name][0]) for f in anatomy.families if f.block != 1}
     from secateur.llm.shrink.options import Choice
 

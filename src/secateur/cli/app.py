@@ -349,8 +349,9 @@ def _failed(code: int, words: str, error: Exception | None, as_json: bool) -> in
         typer.echo(words.rpartition("; see ")[0])
         return code
     if as_json:
-        closest = getattr(error, "closest", None)
+        closest, several = getattr(error, "closest", None), getattr(error, "several", False)
         kind = type(error).__name__ if error is not None else "Interrupted"
-        print_json({"ok": False, "exit_code": code, "error": {"type": kind, "message": words, "closest": closest}})
+        told = {"type": kind, "message": words, "closest": closest, **({"several": True} if several else {})}
+        print_json({"ok": False, "exit_code": code, "error": told})
     Console(stderr=True).print(Text.assemble(("error: ", "bold red"), " ".join(words.split())), soft_wrap=True)
     return code

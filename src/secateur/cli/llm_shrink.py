@@ -24,7 +24,8 @@ from secateur.cli.options import Force, Json, Seed, print_json, say
 from secateur.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from secateur.llm.shrink.run import Asked, Shrinking, Shrunk
+    from secateur.llm.shrink.asked import Asked, Shrinking
+    from secateur.llm.shrink.run import Shrunk
 
 KINDS = {"heads": "head", "neurons": "neuron"}
 BUDGETS = "params, macs, kv, prefill or decode"
@@ -82,8 +83,8 @@ def shrinking(
         ArgumentError: one is unknown, or two do not go together.
     """
     from secateur.llm.shrink import options
+    from secateur.llm.shrink.asked import Shrinking
     from secateur.llm.shrink.ladder import fluctuation
-    from secateur.llm.shrink.run import Shrinking
     from secateur.score.criteria import magnitude, obs
 
     by_rank = score == "flap" and not uniform
@@ -118,7 +119,7 @@ def budget_of(text: str, window: int) -> Asked:
         >>> callable(budget_of("params=75%", 512))
         True
     """
-    from secateur.llm.shrink import run
+    from secateur.llm.shrink import asked
     from secateur.targets.eager import eager
 
     name, _, value = text.partition("=")
@@ -129,11 +130,11 @@ def budget_of(text: str, window: int) -> Asked:
     if not 0 < part <= 1:
         raise ArgumentError(f"--budget {text!r} is not NAME=PERCENT, such as params=75%; NAME is {BUDGETS}")
     known = {
-        "params": lambda: run.of_params(part),
-        "macs": lambda: run.of_macs(part, window),
-        "kv": lambda: run.of_kv(part, window),
-        "prefill": lambda: run.of_prefill(part, eager, window),
-        "decode": lambda: run.of_decode(part, eager),
+        "params": lambda: asked.of_params(part),
+        "macs": lambda: asked.of_macs(part, window),
+        "kv": lambda: asked.of_kv(part, window),
+        "prefill": lambda: asked.of_prefill(part, eager, window),
+        "decode": lambda: asked.of_decode(part, eager),
     }
     if name not in known:
         raise ArgumentError(f"--budget {text!r}: {name!r} is not {BUDGETS}")

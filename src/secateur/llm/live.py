@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError
+from secateur.llm import together
 from secateur.llm.activations import Hidden
 from secateur.llm.moments import Fed, Moments, inputs_of, matrix_of
 from secateur.llm.recording import Call, hidden_of
@@ -83,7 +84,7 @@ class Live:
 
         Args:
             only: keys of the matrices, or all. held: the part of the batches that is kept aside, to choose by: every
-                ``1 / held``-th one. cross: also between the dense block's inputs and these.
+                ``1 / held``-th one, or the last of fewer. cross: also between the dense block's inputs and these.
 
         Returns:
             Key -> moments; matrices that share an input have one object. Keys are names of parameters in the block,
@@ -103,7 +104,10 @@ class Live:
         return {k: g for k, g in found.items() if isinstance(g, Norms)}
 
     def _moments(self, moments: Moments, held: float, batches: int | None = None) -> dict[str, Gram | Norms]:
-        every = round(1 / held) if held > 0 else 0
+        most = max(together.everyones(len(self))) if held > 0 else 0  # of few batches one is kept aside all the same
+        every = min(round(1 / held), most) if held > 0 else 0
+        if every == 1:
+            raise DataError(f"held={held:g} keeps a part of the batches aside, and there is one: give smaller batches")
         for i in range(len(self))[:batches]:
             last = moments.last(self.module)
             twin = inputs_of(self.dense.module, partial(self.dense.run, i), last) if moments.cross else None

@@ -80,7 +80,7 @@ class Folder:
     def place(self, result: Path) -> None:
         """Move what a result holds into the folder, the configuration last; a run killed meanwhile knows its files."""
         _write(self.work / RUN, {"arguments": dict(self.arguments), "files": _names(result)})
-        _clear(self.path)
+        cleared(self)
         for path in sorted(result.iterdir(), key=lambda p: p.name == "config.json"):
             path.replace(self.path / path.name)
         finished_in_place(self)
@@ -131,6 +131,17 @@ def claim(path: str | Path, arguments: Mapping[str, Any], force: bool = False) -
             raise
     finally:
         os.close(lock)
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Refuse at once, before long work, a folder that `claim` would refuse whatever the arguments are.
+
+    Raises:
+        ArgumentError: it is a file, or holds something, and nothing unfinished.
+    """
+    used = any(path.iterdir()) if path.is_dir() else path.exists()
+    if used and not force and not (path / WORK).is_dir():
+        raise ArgumentError(f"output {path} is not empty: give another --out, or --force to replace a result in it")
 
 
 def _tidy(path: Path, work: Path, made: bool) -> None:
@@ -210,19 +221,15 @@ def finished_in_place(folder: Folder) -> None:
 
 def cleared(folder: Folder) -> None:
     """Take away an earlier result, before a run that writes into the folder itself."""
-    _clear(folder.path)
+    for path in folder.path.iterdir():
+        if path.name != WORK:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _away(work: Path) -> None:
     """The arguments first: without them nothing goes on from what a kill leaves of the rest."""
     (work / RUN).unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != WORK:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _write(path: Path, value: Any) -> None:

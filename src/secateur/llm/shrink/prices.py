@@ -147,10 +147,8 @@ class Timed:
     tokens: int
     target: Target
 
-    def __call__(self, anatomy: Anatomy, offered: Mapping[str, Ints], notes: Path | None = None) -> Price:
+    def __call__(self, anatomy: Anatomy, offered: Mapping[str, Ints], notes: Path) -> Price:
         """The price, as it stands in a folder of notes, where it was taken before; else it is taken, and noted."""
-        if notes is None:
-            return self._taken(anatomy, offered)
         about = f"{anatomy.source.identity()} {self.name} {self.target.name}"
         counts = [(name, torch.from_numpy(n)) for name, n in offered.items()]
         file = notes / f"{digest_of([(about, torch.tensor(self.tokens)), *counts])}.json"

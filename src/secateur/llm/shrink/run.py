@@ -2,77 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.atomic import write_bytes
-from secateur.digest import digest_of, tensors_in
+from secateur.digest import digest_of
 from secateur.errors import ArgumentError
 from secateur.graph.surgery import apply
-from secateur.llm.prune import settings
+from secateur.llm.shrink.asked import Asked, Shrinking
 from secateur.llm.shrink.cut import Cutter
-from secateur.llm.shrink.effect import Effects
-from secateur.llm.shrink.hollow import hollow, kv_cache, macs, params
-from secateur.llm.shrink.ladder import Ladder, counts
-from secateur.llm.shrink.options import Choice, Menu, Price, cost_of, mixed, ranked, uniform
-from secateur.llm.shrink.prices import Anatomy, Timed, droppable, priced
-from secateur.llm.shrink.result import change_of, configuration
-from secateur.llm.shrink.survey import Surveyor, ladder_of, probes
-from secateur.llm.shrink.tail import Tail
-from secateur.llm.shrink.units import Family
+from secateur.llm.shrink.dense_pass import MOMENTS, surveyed
+from secateur.llm.shrink.hollow import hollow
+from secateur.llm.shrink.ladder import Ladder
+from secateur.llm.shrink.options import Choice, Menu, Price, cost_of
+from secateur.llm.shrink.prices import Anatomy, droppable
+from secateur.llm.shrink.result import change_of
+from secateur.llm.shrink.survey import ladder_of
 from secateur.llm.source import Source
 from secateur.llm.stream import Change, stream
-from secateur.llm.walk import Progress, Walk, batches_of
-from secateur.run.folder import WORK
+from secateur.llm.walk import Progress, batches_of
+from secateur.run.folder import check_free
 from secateur.score.calibrate import moments
-from secateur.score.criteria import obs
-from secateur.types import Criterion, Floats, Ints, Plan, Target
-
-log = logging.getLogger("secateur")
+from secateur.types import Floats, Ints, Plan
 
 HEALED = ("head", "neuron")
 """Kinds of groups whose consumers are refitted behind a cut, whether they may lose units or not."""
-MOMENTS = 4
-"""Second moments that are held at once of an input, in float32: dense and cut ones in float64."""
-
-Asked: TypeAlias = Callable[[Anatomy, Mapping[str, Ints]], Price]
-"""``(anatomy, counts offered by family) -> the price and its limit``."""
-Allocate: TypeAlias = Callable[[Menu, Sequence[Price]], Choice]
-"""``(menu, budgets) -> what is kept``: `mixed`, `uniform` or `ranked`."""
-
-
-def of_params(fraction: float) -> Asked:
-    """At most this part of the parameters, shared ones counted once."""
-    return lambda a, offered: priced(a, offered, "params", "", params, lambda dense: fraction * dense)
-
-
-def of_macs(fraction: float, tokens: int = 512) -> Asked:
-    """At most this part of the multiply-accumulates of a prompt of so many tokens."""
-    return lambda a, offered: priced(a, offered, "macs", "MAC", macs(tokens), lambda dense: fraction * dense)
-
-
-def of_kv(fraction: float, tokens: int = 1024) -> Asked:
-    """At most this part of the bytes of keys and values kept of so many tokens, in float32."""
-    return lambda a, offered: priced(a, offered, "kv", "B", kv_cache(tokens), lambda dense: fraction * dense)
-
-
-def of_prefill(fraction: float, target: Target, tokens: int = 512) -> Asked:
-    """At most this part of the time that a prompt of so many tokens takes on a target."""
-    return Timed("prefill", fraction, tokens, target)
-
-
-def of_decode(fraction: float, target: Target) -> Asked:
-    """At most this part of the time that one more token takes on a target."""
-    return Timed("decode", fraction, 1, target)
 
 
 @dataclass(frozen=True)
@@ -92,76 +52,6 @@ class Shrunk:
     reached: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]]
     told: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Shrinking:
-    """How a language model is shrunk.
-
-    Attributes:
-        criterion: ranks units within their family: ``sc.obs``, `fluctuation` (FLAP), ``sc.magnitude``, ``sc.taylor``.
-        stats: what a criterion of the whole model needs: ``sc.calibrate(model, batches, sc.taylor)``; else None.
-        kinds: of groups that are cut. layers: whether blocks may go whole.
-        allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP), by
-            which no block goes whole.
-        plain: only what a configuration can say is cut, for ``from_pretrained``; other kinds stay. Goes with `uniform`.
-        multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
-        damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
-        ridge: of the refit in the cut model, towards the former; None leaves it out.
-        residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
-        heal: whether blocks that lose nothing are refitted too, behind those that do.
-        levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on;
-            of fewer than 16 times as many calibration tokens fewer are taken, but 512 where there are.
-    """
-
-    criterion: Criterion = obs
-    stats: Any = None
-    kinds: Sequence[str] = ("head", "neuron")
-    layers: bool = True
-    allocate: Allocate = mixed
-    plain: bool = False
-    multiples: Mapping[str, int] = field(default_factory=dict)
-    damping: float | None = 1e-2
-    ridge: float | None = 1e-2
-    residual: float = 1.0
-    heal: bool = True
-    levels: Sequence[float] = (0.25, 0.6)
-    probes: int = 1024
-
-    @property
-    def weighs(self) -> bool:
-        """Whether what goes depends on what cuts cost the predictions, which is dear to measure."""
-        by_count = self.allocate is uniform and len(self.kinds) == 1 and not self.layers
-        return not (by_count or self.allocate is ranked)
-
-    def survey(self) -> dict[str, Any]:
-        """What the dense pass depends on."""
-        kinds = [*self.kinds, *(["plain"] if self.plain else []), *(["layer"] if self.layers else [])]
-        return {
-            "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "levels": list(self.levels),
-            "probes": self.probes, "weighs": self.weighs,
-        }  # fmt: skip
-
-    def told(self) -> dict[str, Any]:
-        """As it stands in files."""
-        how = {"allocation": self.allocate.__name__, "multiples": dict(self.multiples)}
-        return {**self.survey(), **how, "ridge": self.ridge, "residual": self.residual, "heal": self.heal}
-
-    def cut(self, anatomy: Anatomy) -> list[Family]:
-        """The families that may lose units."""
-        kinds = [k for k in self.kinds if not self.plain or sayable(anatomy, k, self.multiples.get(k, 1))]
-        if left := sorted({*self.kinds} - {*kinds}):
-            log.warning("no configuration of %s says fewer units of %s: all stay", anatomy.name, ", ".join(left))
-        return [f for f in anatomy.families if f.kind in kinds]
-
-    def offered(self, families: Sequence[Family]) -> dict[str, Ints]:
-        """Kept counts to choose from, by family."""
-        found = {}
-        for f in families:
-            step = {"neuron": 8, **self.multiples}.get(f.kind, 1)
-            step = int(np.lcm(step if f.units > step else 1, f.group.multiple))
-            found[f.name] = counts(f.units, step, max(f.group.least, 1))
-        return found
 
 
 def llm_shrink(
@@ -206,6 +96,7 @@ def llm_shrink(
 
     Example:
         >>> import tempfile, secateur as sc, transformers
+        >>> from secateur.llm.shrink.asked import of_params
         >>> shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
         >>> config = transformers.LlamaConfig(**shape, vocab_size=32)
         >>> net = transformers.AutoModelForCausalLM.from_config(config)
@@ -221,7 +112,7 @@ def llm_shrink(
     mine = how.cut(anatomy)
     offered = how.offered(mine)
     folder = place.with_name(f".{place.name}.survey")
-    prices = [b(anatomy, offered, folder / "times") if isinstance(b, Timed) else b(anatomy, offered) for b in budgets]
+    prices = [budget(anatomy, offered, folder / "times") for budget in budgets]
     batches, dense = batches_of(tokens, batch), folder / "dense"
     rows, effects = surveyed(anatomy, mine, how, batches, dense, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects)
@@ -257,105 +148,7 @@ def _check(budgets: Sequence[Asked], how: Shrinking, out: Path, force: bool) -> 
             f"criterion {how.criterion.name} goes by statistics of the whole model, and stats is None: give "
             "Shrinking(criterion, sc.calibrate(model, batches, criterion))"
         )
-    used = any(out.iterdir()) if out.is_dir() else out.exists()
-    if used and not force and not (out / WORK).is_dir():
-        raise ArgumentError(f"output {out} is not empty: give another --out, or --force to replace a result in it")
-
-
-def surveyed(
-    anatomy: Anatomy,
-    mine: Sequence[Family],
-    how: Shrinking,
-    batches: Sequence[Tensor],
-    folder: Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    memory: float | None = None,
-    progress: Progress | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The dense pass: a row a block, and the divergence by ``block/family`` and ``block/drop``.
-
-    What is done lies in ``folder``. Where a limit on memory sends the streams of the effects there too, a killed run
-    goes on from it; else its survey begins again.
-    """
-    batches = _probe_first(batches, how.probes)
-    count = 1 + sum(len(probes(f.units, how.levels)) for f in mine) + how.layers * len(anatomy.paths)
-    width = getattr(getattr(anatomy.skeleton, "config", None), "hidden_size", None) or 4096
-    large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
-    key = {
-        "model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches)),
-        "score": settings(how.criterion.score), "stats": digest_of(tensors_in(how.stats)), **how.survey(),
-        "dtype": str(dtype), "on_disk": large,
-    }  # fmt: skip
-    _claim(folder, key)
-    effects = Effects(1, folder / "effects" if large else None) if how.weighs else None
-    found = folder / "effects.json"
-    if found.exists():
-        return [_row(folder, i) for i in range(len(anatomy.paths))], json.loads(found.read_text(encoding="utf-8"))
-    if not large:  # streams in memory are gone with the run that was killed
-        shutil.rmtree(folder, ignore_errors=True)
-        _claim(folder, key)
-    surveyor = Surveyor(
-        mine, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
-        how.layers,
-    )  # fmt: skip
-    walk = Walk.begin(
-        anatomy.source, batches, device=device, dtype=dtype, memory=memory, moments=MOMENTS, folder=folder / "states"
-    )
-    rows = []
-    for index in range(len(walk)):
-        file = folder / f"{index:05}.json"
-        if progress is not None:
-            progress(index, len(walk), f"survey of {walk.paths[index]}")
-        if index >= walk.hidden.block:
-            live = walk.live(index)
-            if not file.exists():
-                write_bytes(file, json.dumps(surveyor(live)).encode())
-            if index < len(walk) - 1:
-                walk.pass_on(live, live.module.state_dict().items())
-        rows.append(_row(folder, index))
-    measured = {} if effects is None else _divergences(anatomy, effects, batches[0], dtype, device)
-    write_bytes(found, json.dumps(measured).encode())
-    for name in ("states", "effects"):  # large, and of no use any more
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return rows, measured
-
-
-def _divergences(
-    anatomy: Anatomy, effects: Effects, probe: Tensor, dtype: torch.dtype, device: torch.device | str
-) -> dict[str, float]:
-    tail = Tail(anatomy.source, anatomy.paths, dtype, device)
-    return effects.divergences(
-        len(anatomy.paths), lambda i, hidden: tail(probe[:, : hidden.shape[1]].to(device), hidden)
-    )
-
-
-def _row(folder: Path, block: int) -> dict[str, Any]:
-    row: dict[str, Any] = json.loads((folder / f"{block:05}.json").read_text(encoding="utf-8"))
-    return row
-
-
-def _probe_first(batches: Sequence[Tensor], tokens: int) -> list[Tensor]:
-    """The batches, the first no larger than the probe, but of one window at least."""
-    tokens = min(tokens, max(512, sum(b.numel() for b in batches) // 16))
-    rows = max(1, tokens // batches[0].shape[1])
-    return [b for b in (batches[0][:rows], batches[0][rows:], *batches[1:]) if len(b)]
-
-
-def sayable(anatomy: Anatomy, kind: str, step: int = 1) -> bool:
-    """Whether a configuration of transformers can say that every block has fewer units of a kind."""
-    families = [f for f in anatomy.families if f.kind == kind and f.units > step]
-    plan = anatomy.cut({f.name: np.arange(f.units) < f.units - int(np.lcm(step, f.group.multiple)) for f in families})
-    return configuration(apply(plan, anatomy.skeleton), plan) is not None
-
-
-def _claim(folder: Path, key: Mapping[str, Any]) -> None:
-    """An empty folder, or what the same survey left in it."""
-    header, told = folder / "survey.json", json.dumps(key, sort_keys=True)
-    if not header.is_file() or header.read_text(encoding="utf-8") != told:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_bytes(header, told.encode())
+    check_free(out, force)
 
 
 def menu_of(

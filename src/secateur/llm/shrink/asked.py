@@ -1,0 +1,130 @@
+"""What is asked of a language model that is to be shrunk: its budgets, and how it is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from secateur.graph.surgery import apply
+from secateur.llm.shrink.hollow import kv_cache, macs, params
+from secateur.llm.shrink.ladder import counts
+from secateur.llm.shrink.options import Choice, Menu, Price, mixed, ranked, uniform
+from secateur.llm.shrink.prices import Anatomy, Timed, priced
+from secateur.llm.shrink.result import configuration
+from secateur.llm.shrink.units import Family
+from secateur.score.criteria import obs
+from secateur.types import Criterion, Ints, Target
+
+log = logging.getLogger("secateur")
+
+Asked: TypeAlias = Callable[[Anatomy, Mapping[str, Ints], Path], Price]
+"""``(anatomy, counts offered by family, a folder for notes) -> the price and its limit``; what is timed is noted."""
+Allocate: TypeAlias = Callable[[Menu, Sequence[Price]], Choice]
+"""``(menu, budgets) -> what is kept``: `mixed`, `uniform` or `ranked`."""
+
+
+def of_params(fraction: float) -> Asked:
+    """At most this part of the parameters, shared ones counted once."""
+    return lambda a, offered, notes: priced(a, offered, "params", "", params, lambda dense: fraction * dense)
+
+
+def of_macs(fraction: float, tokens: int = 512) -> Asked:
+    """At most this part of the multiply-accumulates of a prompt of so many tokens."""
+    return lambda a, offered, notes: priced(a, offered, "macs", "MAC", macs(tokens), lambda dense: fraction * dense)
+
+
+def of_kv(fraction: float, tokens: int = 1024) -> Asked:
+    """At most this part of the bytes of keys and values kept of so many tokens, in float32."""
+    return lambda a, offered, notes: priced(a, offered, "kv", "B", kv_cache(tokens), lambda dense: fraction * dense)
+
+
+def of_prefill(fraction: float, target: Target, tokens: int = 512) -> Asked:
+    """At most this part of the time that a prompt of so many tokens takes on a target."""
+    return Timed("prefill", fraction, tokens, target)
+
+
+def of_decode(fraction: float, target: Target) -> Asked:
+    """At most this part of the time that one more token takes on a target."""
+    return Timed("decode", fraction, 1, target)
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """How a language model is shrunk.
+
+    Attributes:
+        criterion: ranks units within their family: ``sc.obs``, `fluctuation` (FLAP), ``sc.magnitude``, ``sc.taylor``.
+        stats: what a criterion of the whole model needs: ``sc.calibrate(model, batches, sc.taylor)``; else None.
+        kinds: of groups that are cut. layers: whether blocks may go whole.
+        allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP), by
+            which no block goes whole.
+        plain: only what a configuration can say is cut, for ``from_pretrained``; other kinds stay. Goes with `uniform`.
+        multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
+        damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
+        ridge: of the refit in the cut model, towards the former; None leaves it out.
+        residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
+        heal: whether blocks that lose nothing are refitted too, behind those that do.
+        levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on;
+            of fewer than 16 times as many calibration tokens fewer are taken, but 512 where there are.
+    """
+
+    criterion: Criterion = obs
+    stats: Any = None
+    kinds: Sequence[str] = ("head", "neuron")
+    layers: bool = True
+    allocate: Allocate = mixed
+    plain: bool = False
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    damping: float | None = 1e-2
+    ridge: float | None = 1e-2
+    residual: float = 1.0
+    heal: bool = True
+    levels: Sequence[float] = (0.25, 0.6)
+    probes: int = 1024
+
+    @property
+    def weighs(self) -> bool:
+        """Whether what goes depends on what cuts cost the predictions, which is dear to measure."""
+        by_count = self.allocate is uniform and len(self.kinds) == 1 and not self.layers
+        return not (by_count or self.allocate is ranked)
+
+    def survey(self) -> dict[str, Any]:
+        """What the dense pass depends on."""
+        kinds = [*self.kinds, *(["plain"] if self.plain else []), *(["layer"] if self.layers else [])]
+        return {
+            "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "levels": list(self.levels),
+            "probes": self.probes, "weighs": self.weighs,
+        }  # fmt: skip
+
+    def told(self) -> dict[str, Any]:
+        """As it stands in files."""
+        how = {"allocation": self.allocate.__name__, "multiples": dict(self.multiples)}
+        return {**self.survey(), **how, "ridge": self.ridge, "residual": self.residual, "heal": self.heal}
+
+    def cut(self, anatomy: Anatomy) -> list[Family]:
+        """The families that may lose units."""
+        kinds = [k for k in self.kinds if not self.plain or sayable(anatomy, k, self.multiples.get(k, 1))]
+        if left := sorted({*self.kinds} - {*kinds}):
+            log.warning("no configuration of %s says fewer units of %s: all stay", anatomy.name, ", ".join(left))
+        return [f for f in anatomy.families if f.kind in kinds]
+
+    def offered(self, families: Sequence[Family]) -> dict[str, Ints]:
+        """Kept counts to choose from, by family."""
+        found = {}
+        for f in families:
+            step = {"neuron": 8, **self.multiples}.get(f.kind, 1)
+            step = int(np.lcm(step if f.units > step else 1, f.group.multiple))
+            found[f.name] = counts(f.units, step, max(f.group.least, 1))
+        return found
+
+
+def sayable(anatomy: Anatomy, kind: str, step: int = 1) -> bool:
+    """Whether a configuration of transformers can say that every block has fewer units of a kind."""
+    families = [f for f in anatomy.families if f.kind == kind and f.units > step]
+    plan = anatomy.cut({f.name: np.arange(f.units) < f.units - int(np.lcm(step, f.group.multiple)) for f in families})
+    return configuration(apply(plan, anatomy.skeleton), plan) is not None
