@@ -1,10 +1,12 @@
 """Latency-aware, MACs-aware and uniform plans at equal measured latency, before and after the same recovery.
 
-Experiment ``equal_latency``; cases ``MODEL/latency``, ``MODEL/macs``, ``MODEL/uniform`` (ONNX Runtime, 60 % of the
-dense latency); metrics ``before`` and ``after`` recovery (larger is better: accuracy in percent, cosine to the dense
-model, negated divergence from it or negated log perplexity), ``latency_ratio``; a seed draws calibration data and
-training order. All three use the same scores. The MACs-aware plan is solved for MACs, and asked for fewer until its
-measured latency is the same. A plan that is refused has no rows.
+Experiment ``equal_latency``; cases ``MODEL/latency``, ``MODEL/macs``, ``MODEL/uniform`` (ONNX Runtime, three
+quarters of the dense latency); metrics ``before`` and ``after`` recovery (larger is better: accuracy in percent, cosine
+to the dense model, negated divergence from it or negated log perplexity), ``latency_ratio``; a seed draws calibration
+data and training order. All three use the same scores. The MACs-aware plan is solved for MACs, and asked for fewer
+until its measured latency is the same. A plan that is refused has no rows. At three quarters a model still works before
+it is recovered; far below, networks with batch norm are all at chance. No plan is held to multiples: which widths are
+slow is for latency to know.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from _subjects import SUBJECTS, TARGETS, Subject
 import secateur as sc
 from _rows import Figure, kept
 
-TARGET, FRACTION, SEEDS = "onnxruntime", 0.6, (0, 1, 2)
+TARGET, FRACTION, SEEDS = "onnxruntime", 0.75, (0, 1, 2)
 
 
 def by_macs(cost: sc.Cost) -> sc.Cost:
@@ -47,7 +49,6 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
                 normalize=sc.by_effect(subject.model, data[:2], subject.loss),
                 allocation=allocation,
                 batches=data,
-                limits=subject.limits,
                 seed=seed,
             )
         except sc.BudgetError as error:

@@ -29,6 +29,9 @@ ARTEFACTS = 2
 """Exported models that a cost holds on to, in memory: the dense one, and the last that was cut."""
 SPREAD, TRIES = 0.3, 3
 """Largest spread of the dense model's timings from which anything is decided, and how often it may be timed anew."""
+LOADS = 3
+"""How often both models are loaded anew for a second figure: two loads of one file differ by 1 or 2 % for as long as
+they live, whatever the rounds."""
 DENSE = 2.0
 """How much the dense model counts in the fit, against one probe."""
 
@@ -40,8 +43,9 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
     layer of its widths takes by itself (`secateur.targets.table`; measured once for machine, runtime and threads), and
     $c$ and $a_k$ are fitted to the dense model and a few probes, plans that are exported and timed against the dense
     model in one interleaved run. ``measured`` exports and times a cut model: the median over rounds of its time over
-    the dense one's in the same round, times the dense figure. These ratios (and second ones, which confirm) and the
-    dense figure are remembered by model, machine, threads and versions, so the same command makes the same plan.
+    the dense one's in the same round, times the dense figure; a second one, which confirms, is the mean over three
+    loads of both. These ratios and the dense figure are remembered by model, machine, threads and versions, so the
+    same command makes the same plan.
     ``errors`` tells how predictions did: of each probe by a fit without it, and of each model measured since.
 
     Args:
@@ -142,10 +146,13 @@ class _Timed:
         key = f"{'second ' if again else ''}paired ratio of {latency_key(small, self.example, self.target)} to {dense}"
         known = recall(key)
         if known is None:
-            whole, cut = measure([self.built(self.model), self.built(small)], self.repeats)
-            known = float(np.median(cut.seconds / whole.seconds))  # round by round: half the spread of medians' ratio
+            known = float(np.mean([self._loaded(small) for _ in range(LOADS if again else 1)]))
             remember(key, known)
         return known
+
+    def _loaded(self, small: nn.Module) -> float:
+        whole, cut = measure([self.built(self.model), self.built(small)], self.repeats)
+        return float(np.median(cut.seconds / whole.seconds))  # round by round: half the spread of medians' ratio
 
     def seconds(self, small: nn.Module, again: bool = False) -> float:
         return self.dense() * self.ratio(small, again)
