@@ -200,19 +200,17 @@ class Advice:
     def table(self) -> Table:
         """The rows for a terminal, the sentence as the title."""
         table = Table(title=Text(self.sentence, style="bold"), title_justify="left")
-        table.add_column("what")
-        for name in ("time", "parameters", "bytes"):
+        table.add_column("what", ratio=2)
+        for name in ("time", "params", "bytes"):
             table.add_column(name, justify="right", no_wrap=True)
-        for name in ("verdict", ""):
-            table.add_column(name)
+        table.add_column("verdict", ratio=3)
         styles = {PAYS: "green", SLOWER: "red", REFUSED: "red"}
         for r in self.rows:
             size = words.quantity(r.file_bytes if r.file_bytes is not None else r.nbytes, "B")
             share = words.percent(r.params / self.params) if self.params else ""
             time = words.times(r.ratio) + ("" if r.measured or r.ratio is None else " ?")
-            table.add_row(
-                *map(Text, (r.what, time, share, size)), Text(r.verdict, styles.get(r.verdict, "")), r.words()
-            )
+            said = [r.words()] if r.words().startswith(r.verdict) else filter(None, (r.verdict, r.words()))
+            table.add_row(*map(Text, (r.what, time, share, size)), Text(": ".join(said), styles.get(r.verdict, "")))
         table.caption = "time: over the dense model's; ? is predicted, all else was timed against it in the same rounds"
         return table
 
