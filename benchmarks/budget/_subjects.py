@@ -34,7 +34,8 @@ class Subject:
 
     Attributes:
         model: dense. example: what it is timed on. repeats: timings of each model a measurement.
-        batches: ``seed -> calibration data``. loss: what a cut costs at the outputs, for `sc.by_effect`.
+        batches: ``seed -> calibration data``. sensitivity: ``seed -> data`` on which `sc.by_effect` sees what a cut
+            costs. loss: that cost, at the outputs.
         judge: the quality of a model, larger is better. unit: of that figure.
         recover: ``(calibration data, seed) -> stages``. limits: of every plan.
     """
@@ -43,6 +44,7 @@ class Subject:
     example: Any
     repeats: int
     batches: Callable[[int], list[Any]]
+    sensitivity: Callable[[int], list[Any]]
     loss: Any
     judge: Callable[[nn.Module], float]
     unit: str
@@ -111,6 +113,7 @@ def resnet_subject() -> Subject:
         torch.zeros(32, 1, 28, 28),
         40,
         batches,
+        lambda seed: batches(seed)[:2],
         sc.kl_logits(1.0),
         lambda m: _fashion.accuracy(copy.deepcopy(m), given.test),
         "%",
@@ -139,6 +142,7 @@ def efficientnet_subject() -> Subject:
         example,
         30,
         batches,
+        lambda seed: [_photos.photos(8, 8 if quick() else 32, 8, seed).sensitivity],
         sc.kl_logits(1.0),
         judge,
         "nats",
@@ -168,6 +172,7 @@ def minilm_subject() -> Subject:
         demo.example_of(texts),
         20,
         lambda seed: demo.calibration_texts(texts, seed),
+        lambda seed: demo.calibration_texts(texts, seed)[:2],
         embedding_loss,
         judge,
         "",
@@ -199,6 +204,7 @@ def smollm2_subject() -> Subject:
         example,
         8,
         batches,
+        lambda seed: batches(seed)[:2],
         sc.kl_logits(1.0),
         judge,
         "nats",

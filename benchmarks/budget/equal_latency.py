@@ -46,9 +46,10 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
                 subject.example,
                 budget=sc.Budget.of_dense(its, FRACTION),
                 criterion=sc.obs,
-                normalize=sc.by_effect(subject.model, data[:2], subject.loss),
+                normalize=sc.by_effect(subject.model, subject.sensitivity(seed), subject.loss),
                 allocation=allocation,
                 batches=data,
+                limits=dataclasses.replace(subject.limits, multiple=1, by_kind={}),
                 seed=seed,
             )
         except sc.BudgetError as error:
