@@ -34,9 +34,9 @@ MET = Table(
 EQUAL = Table(
     "equal_latency",
     "At equal measured latency",
-    "Plans solved for latency, for multiply-accumulates, and the same fraction everywhere, all at 60 % of the dense "
-    "latency in ONNX Runtime, before and after the same recovery; larger is better: test accuracy, cosine to the dense "
-    "model, negated divergence from it, negated log perplexity.",
+    "Plans solved for latency, for multiply-accumulates, and the same fraction everywhere, all at three quarters of "
+    "the dense latency in ONNX Runtime, before and after the same recovery; larger is better: test accuracy, cosine to "
+    "the dense model, negated divergence from it, negated log perplexity.",
     {
         f"{m}/{way}": f"{model}, {label}"
         for m, model in _MODELS.items()
