@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import CoupleError
-from secateur.score.obs import Consumer, _cost, _remove, damped, removal_order
+from secateur.score.obs import Consumer, _cost, _remove, damped, firm, removal_order
 from tiny import attention, cnn, draws, groups_of, mlp
 
 HUGE = 10**9
@@ -209,7 +209,7 @@ def test_heads_are_blocks_of_columns_of_the_output_projection() -> None:
 
 
 def test_taps_of_a_convolution_go_together() -> None:
-    net, data = cnn().double(), draws(2, 6, 3, 8, 8, dtype=torch.float64)
+    net, data = cnn().double(), draws(2, 12, 3, 8, 8, dtype=torch.float64)
     net[1].bias.data.fill_(1.0)  # no dead channel, which would cost nothing
     stats = sc.calibrate(net, data, sc.obs)
     m = stats["3.weight"]
@@ -224,3 +224,37 @@ def test_groups_that_feed_no_matrix_are_refused() -> None:
     net = nn.Sequential(nn.Conv1d(2, 6, 1), nn.ReLU(), nn.ConvTranspose1d(6, 2, 2))
     with pytest.raises(CoupleError, match="feeds no linear layer or ungrouped convolution"):
         criterion(net, torch.zeros(1, 2, 5), draws(1, 2, 2, 5))
+
+
+def test_few_rows_are_drawn_to_the_identity_as_the_oracle_would_have_it() -> None:
+    """Beside scikit-learn's estimator, which leaves 2 / d out."""
+    from sklearn.covariance import oas
+
+    for rows, d in ((40, 200), (150, 400), (300, 200)):
+        g = torch.Generator().manual_seed(rows)
+        x = torch.randn(rows, d, generator=g, dtype=torch.float64) * torch.linspace(0.1, 2, d, dtype=torch.float64)
+        _, share = oas(x.numpy(), assume_centered=True)
+        found = firm(x.T @ x / rows, rows, 0.0)
+        assert found == pytest.approx(share / (1 - share), rel=0.02)
+
+
+def test_enough_rows_are_damped_as_asked() -> None:
+    _, h = problem(0)
+    assert firm(h, 24, 0.01) == 0.01
+    assert firm(h, 23, 0.01) >= 0.01
+    assert firm(torch.zeros(12, 12).double(), 1, 0.01) == 0.01
+
+
+def test_units_that_feed_a_weight_with_few_rows_are_not_free() -> None:
+    """64 inputs that all matter, seen in 16 rows: the surgeon would take most of them for copies of each other."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(16, 64, generator=g).double(), torch.randn(8, 64, generator=g).double()
+    units = torch.arange(64)[:, None]
+    blind = removal_order([Consumer(w, x.T @ x / 16, units)], 0.01, HUGE)
+    wary = removal_order([Consumer(w, x.T @ x / 16, units, rows=16)], 0.01, HUGE)
+    truth = w.square().sum(0).numpy()  # inputs are independent, of variance one
+    half = np.argsort(blind)[:32]
+    assert blind[half].sum() < 0.2 * truth[half].sum()
+    half = np.argsort(wary)[:32]
+    assert wary[half].sum() > 0.5 * truth[half].sum()
+    assert np.corrcoef(wary, truth)[0, 1] > np.corrcoef(blind, truth)[0, 1]

@@ -140,7 +140,7 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None, wa
         worst = min(few, key=lambda name: few[name])
         log.warning(
             "calibration: %d of %d weights have fewer rows of data than inputs (%s: %d rows, %d inputs), so what is "
-            "fitted there fits these data only; give more batches, or limit max_sparsity",
+            "fitted there is held back; give more batches, or limit max_sparsity",
             len(few),
             len(found),
             worst,

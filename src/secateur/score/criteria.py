@@ -204,7 +204,7 @@ def obs_with(damping: float = 1e-2, chunk: int = 32) -> Criterion:
     Refit afterwards with `sc.refit`. Time: d³ a consumer with d inputs; memory: d² doubles.
 
     Args:
-        damping: added to H's diagonal, relative to its mean.
+        damping: added to H's diagonal, relative to its mean; more is where data are few (`secateur.score.obs.firm`).
         chunk: of ``n`` units left, ``n // chunk`` (at least one) go at once; larger is slower and closer to one at a
             time.
 
@@ -244,7 +244,7 @@ def _consumer(weight: Tensor, m: Moment, s: Slice) -> Consumer:
         second = second - mean[:, None] * mean  # the Schur complement of a constant input that is never removed
     gone = second.diagonal() <= still
     w[:, gone] = 0  # the bias takes it over
-    return Consumer(w, second, columns(s.index, m.taps), 1.0 / energy if energy > 0 else 1.0)
+    return Consumer(w, second, columns(s.index, m.taps), 1.0 / energy if energy > 0 else 1.0, m.n)
 
 
 obs = obs_with()

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.types import Floats
+
+MOST = 0.99
+"""Largest share of the identity that few rows are drawn to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +25,20 @@ class Consumer:
 
     Attributes:
         weight: (outputs, d) float64. second: E x xᵀ, (d, d) float64. units: (units, k) columns each unit owns.
-        scale: what its error is worth.
+        scale: what its error is worth. rows: that ``second`` was taken over; None: enough.
     """
 
     weight: Tensor
     second: Tensor
     units: Tensor
     scale: float = 1.0
+    rows: int | None = None
+
+    def inverse(self, damping: float) -> Tensor:
+        """Of the damped second moment, (d, d)."""
+        least = damping if self.rows is None else firm(self.second, self.rows, damping)
+        found: Tensor = torch.linalg.inv(damped(self.second, least))
+        return found
 
 
 def damped(second: Tensor, damping: float) -> Tensor:
@@ -38,18 +49,44 @@ def damped(second: Tensor, damping: float) -> Tensor:
     return out
 
 
+def firm(second: Tensor, rows: int, damping: float) -> float:
+    """The damping, or more where rows are too few to tell inputs apart: fewer than twice as many as inputs.
+
+    What so few rows say of correlations is mostly chance, and units would seem to cost nothing. More damping gives
+    ``H`` the proportions of the oracle approximating shrinkage ``(1 - r) H + r mean(diag H) I`` (Chen, Wiesel, Eldar
+    and Hero, Shrinkage algorithms for MMSE covariance estimation, arXiv:0907.4698), whose ``r`` is told by ``H`` and
+    the number of rows alone.
+
+    Args:
+        second: ``H``, mean of ``x xᵀ``, (d, d). rows: that it was taken over.
+
+    Example:
+        >>> x = torch.randn(20, 200, generator=torch.Generator().manual_seed(0)).double()
+        >>> firm(x.T @ x / 20, 20, 0.01) > 1, firm(x.T @ x / 20, 400, 0.01)
+        (True, 0.01)
+    """
+    d = len(second)
+    trace, square = float(second.diagonal().sum()), float(second.square().sum())
+    if rows >= 2 * d or trace <= 0:
+        return damping
+    apart = (rows + 1 - 2 / d) * (square - trace * trace / d)
+    share = ((1 - 2 / d) * square + trace * trace) / apart if apart > 0 else 1.0
+    share = min(share, MOST)
+    return max(damping, share / (1 - share))
+
+
 def removal_order(consumers: Sequence[Consumer], damping: float = 1e-2, chunk: int = 32) -> Floats:
     """Score of each unit: the rise in error at the step at which it went, never below an earlier one.
 
     With ``chunk`` large enough one unit goes a step and the rise is exactly that of the least-squares optimum on the
-    survivors: ``|| (W - W') X ||²`` plus the damping term.
+    survivors: ``|| (W - W') X ||²`` plus the damping term, which is larger where rows are few (`firm`).
 
     Example:
         >>> w, h = torch.tensor([[3.0, 1.0, 2.0]]).double(), torch.eye(3).double()
         >>> removal_order([Consumer(w, h, torch.tensor([[0], [1], [2]]))], damping=1e-12).round(6)
         array([9., 1., 4.])
     """
-    states = [[c.weight.clone(), torch.linalg.inv(damped(c.second, damping)), c.units, c.scale] for c in consumers]
+    states: list[list[Any]] = [[c.weight.clone(), c.inverse(damping), c.units, c.scale] for c in consumers]
     n = len(consumers[0].units)
     alive = torch.arange(n)
     out = np.zeros(n)

@@ -13,6 +13,7 @@ from secateur.errors import DataError
 from secateur.graph.dropping import original
 from secateur.score.calibrate import checked, forward, quiet_eval, real, subsample
 from secateur.score.capture import Contraction, Enough, Watch, from_matrix, matrix, version
+from secateur.score.obs import firm
 from secateur.types import Batches, Example, Plan
 
 log = logging.getLogger("secateur")
@@ -26,6 +27,19 @@ class _Sums:
     cross: Tensor  # sum y [x; 1]ᵀ
     energy: float = 0.0
     error: float = 0.0
+    rows: int = 0
+
+    def ridge(self, inner: int, damping: float) -> float:
+        """What is added to the diagonal of the inputs' sums, more where rows are few."""
+        gram, rows = self.gram[:inner, :inner], max(self.rows, 1)
+        least = damping * float(gram.diagonal().mean())
+        if rows >= 2 * inner:
+            return least
+        spread = gram / rows
+        if inner < len(self.gram):  # the constant takes the means over
+            mean = self.gram[:inner, -1] / rows
+            spread = spread - torch.outer(mean, mean)
+        return max(least, rows * firm(spread, rows, damping) * float(spread.diagonal().mean()))
 
 
 def refit_(
@@ -51,7 +65,8 @@ def refit_(
         dense: what it was cut from; left as it was.
         plan: the cut.
         batches: examples; labels are ignored.
-        damping: relative to the mean of the inputs' second moment.
+        damping: relative to the mean of the inputs' second moment; more where a weight has fewer rows of data than
+            twice its inputs, which would be fitted by chance (`secateur.score.obs.firm`).
         memory: bytes that the dense model's outputs may take; above, they are computed again for every weight.
         progress: hears ``(weights done, weights)``.
 
@@ -183,7 +198,7 @@ def _refit_one_(
     keep = None if rows is None else torch.from_numpy(rows).to(weight.device)
     sums = _gather(small, targets, (use.weight, theirs), keep, old, bias is not None)
     inner = old.shape[1] - (bias is not None)
-    ridge = damping * float(sums.gram.diagonal()[:inner].mean())
+    ridge = sums.ridge(inner, damping)
     penalty = torch.full((old.shape[1],), ridge + 1e-12, dtype=torch.float64, device=old.device)
     if bias is not None:
         penalty[-1] = 1e-8 * ridge + 1e-12
@@ -218,6 +233,7 @@ def _gather(
         elif summed:
             raise DataError(f"{weight} feeds a residual stream in the dense model but not in the cut one")
         x, y = subsample(real(mine.rows())), subsample(target)
+        sums.rows += len(x)
         if biased:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         sums.gram += (x.T @ x).double()

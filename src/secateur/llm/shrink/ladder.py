@@ -13,7 +13,7 @@ from secateur.errors import CoupleError
 from secateur.llm.shrink.units import Family
 from secateur.score.calibrate import Moment
 from secateur.score.capture import matrix
-from secateur.score.obs import damped
+from secateur.score.obs import damped, firm
 from secateur.types import Criterion, Floats, Ints
 
 
@@ -74,7 +74,7 @@ def ladder(
             raise CoupleError(f"the inputs of {family.path}.{name} were not seen: {family.name} cannot be weighed")
         weight, second = matrix(named[name].detach().double(), dim), spread(m)
         energy += float(((weight @ (m.second / m.n)) * weight).sum())
-        lost += nested_errors(weight, second, index[order], damping if refit else None)
+        lost += nested_errors(weight, second, index[order], firm(second, m.n, damping) if refit else None)
     return Ladder(order, lost / energy if energy > 0 else lost, np.asarray(scores, float))
 
 
