@@ -1,6 +1,7 @@
 """The ONNX Runtime target, against torch; its files, its memory."""
 
 import gc
+import json
 import sys
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from secateur.errors import TargetError
-from secateur.export.onnx import to_onnx
-from secateur.targets.onnxruntime import declared_inputs, export, load, onnxruntime
+from secateur.export.onnx import open_session, to_onnx
+from secateur.targets.layers import Layer
+from secateur.targets.micro import onnx_bytes
+from secateur.targets.onnxruntime import declared_inputs, export, load, onnxruntime, seconds_by_run
 from secateur.targets.peak import peak_rss
 
 
@@ -126,3 +129,19 @@ def test_peak_memory_of_a_broken_file_is_refused(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"broken")
     with pytest.raises(TargetError, match=r"peak memory of .*net.onnx could not be measured: .*INVALID_PROTOBUF"):
         peak_rss(tmp_path / "net.onnx", {})
+
+
+def test_kernels_belong_to_their_run_even_if_both_begin_in_the_same_microsecond(tmp_path):
+    """A profile of a tiny model: every run holds its kernel, once."""
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(onnx_bytes(Layer("linear", (7, 1), (20, 24))))
+    session = open_session(path, 1, profile=tmp_path / "profile")
+    for _ in range(50):
+        session.run(None, {"x": np.ones((7, 20), np.float32)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    order = [e["name"] == "model_run" for e in events if e["name"] == "model_run" or e["name"].endswith("_kernel_time")]
+    assert order == [False, True] * 50
+    assert len(seconds_by_run(events)) == 50
+    kernel = {"name": "gemm_kernel_time", "ts": 5, "dur": 2, "args": {"op_name": "Gemm"}}
+    run = {"name": "model_run", "ts": 5, "dur": 3}
+    assert seconds_by_run([kernel, run, {**kernel, "ts": 9}, {**run, "ts": 8}]) == [2e-6, 2e-6]

@@ -1,10 +1,12 @@
 """The service holds: tokens, sizes, crashes, clients that go away. The worker here is a stub, so all is quick."""
 
+import asyncio
 import ctypes
 import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from secateur.errors import ArgumentError, TargetError
 from secateur.targets.files import file_target
 from secateur.targets.measure import measure
 from secateur.targets.remote import Service, remote, serving
+from secateur.targets.remote.process import Worker
 from secateur.targets.remote.protocol import digest, pack
 
 TOKEN = "a-token-of-the-tests"
@@ -458,3 +461,22 @@ def test_between_two_network_namespaces(temporary, log):
     assert len({here, found["device"], found["client"]}) == 3
     assert found["address"].startswith("192.0.2.1:")
     assert found["seconds"] == [0.25] * 3
+
+
+def test_a_stop_that_is_cancelled_leaves_no_process(tmp_path):
+    """The worker has closed its pipe and lingers: whoever stops it waits a second for its end, and is cancelled."""
+    lingers = "import os, time; os.close(1); time.sleep(600)"
+
+    async def run() -> int:
+        worker = Worker(tmp_path / "log", (sys.executable, "-S", "-E", "-c", lingers))
+        process = await worker._ready()
+        assert await process.stdout.read() == b""
+        first = asyncio.create_task(worker.stop())
+        await asyncio.sleep(0.1)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await asyncio.wait_for(worker.stop(), 5)
+        return process.returncode
+
+    assert asyncio.run(run()) == -signal.SIGKILL

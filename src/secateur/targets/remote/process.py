@@ -110,16 +110,21 @@ class Worker:
         return f"the runtime's process ended with {how}" + (f": {lines[-1].strip()}" if lines else "")
 
     async def stop(self) -> None:
-        """Kill it and all that it started."""
-        process, self._process, self._orders = self._process, None, 0
+        """Kill it and all that it started; if cancelled, it is killed, and the next stop waits for its end."""
+        process = self._process
         if process is None:
             return
+        self._orders = ORDERS  # no order goes to it any more
         if process.stdin is not None:
             process.stdin.close()
-        await _settled(process)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            await _settled(process)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        if self._process is process:
+            self._process, self._orders = None, 0
 
 
 async def _settled(process: Process) -> None:
