@@ -34,22 +34,22 @@ class Subject:
 
     Attributes:
         model: dense. example: what it is timed on. repeats: timings of each model a measurement.
-        batches: ``seed -> calibration data``. sensitivity: ``seed -> data`` on which `sc.by_effect` sees what a cut
-            costs. loss: that cost, at the outputs.
+        batches: ``seed -> calibration data``. loss: what a cut costs at the outputs, for `sc.by_effect`.
         judge: the quality of a model, larger is better. unit: of that figure.
         recover: ``(calibration data, seed) -> stages``. limits: of every plan.
+        sensitivity: ``seed -> data`` on which that cost is seen; None: the first two of the calibration data.
     """
 
     model: nn.Module
     example: Any
     repeats: int
     batches: Callable[[int], list[Any]]
-    sensitivity: Callable[[int], list[Any]]
     loss: Any
     judge: Callable[[nn.Module], float]
     unit: str
     recover: Callable[[list[Any], int], Sequence[sc.Recovery]]
     limits: sc.Limits = field(default_factory=sc.Limits)
+    sensitivity: Callable[[int], list[Any]] | None = None
 
 
 class Block(nn.Module):
@@ -113,7 +113,6 @@ def resnet_subject() -> Subject:
         torch.zeros(32, 1, 28, 28),
         40,
         batches,
-        lambda seed: batches(seed)[:2],
         sc.kl_logits(1.0),
         lambda m: _fashion.accuracy(copy.deepcopy(m), given.test),
         "%",
@@ -142,12 +141,12 @@ def efficientnet_subject() -> Subject:
         example,
         30,
         batches,
-        lambda seed: [_photos.photos(8, 8 if quick() else 32, 8, seed).sensitivity],
         sc.kl_logits(1.0),
         judge,
         "nats",
         lambda data, seed: [sc.refit(data), sc.recalibrate_bn(data)],
         sc.Limits(multiple=8, max_sparsity=0.75),
+        lambda seed: [_photos.photos(8, 8 if quick() else 32, 8, seed).sensitivity],
     )
 
 
@@ -172,7 +171,6 @@ def minilm_subject() -> Subject:
         demo.example_of(texts),
         20,
         lambda seed: demo.calibration_texts(texts, seed),
-        lambda seed: demo.calibration_texts(texts, seed)[:2],
         embedding_loss,
         judge,
         "",
@@ -204,7 +202,6 @@ def smollm2_subject() -> Subject:
         example,
         8,
         batches,
-        lambda seed: batches(seed)[:2],
         sc.kl_logits(1.0),
         judge,
         "nats",

@@ -4,9 +4,8 @@ Experiment ``equal_latency``; cases ``MODEL/latency``, ``MODEL/macs``, ``MODEL/u
 quarters of the dense latency); metrics ``before`` and ``after`` recovery (larger is better: accuracy in percent, cosine
 to the dense model, negated divergence from it or negated log perplexity), ``latency_ratio``; a seed draws calibration
 data and training order. All three use the same scores. The MACs-aware plan is solved for MACs, and asked for fewer
-until its measured latency is the same. A plan that is refused has no rows. At three quarters a model still works before
-it is recovered; far below, networks with batch norm are all at chance. No plan is held to multiples: which widths are
-slow is for latency to know.
+until its measured latency is the same. A plan that is refused has no rows. No plan is held to multiples: which widths
+are slow is for latency to know.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ def by_macs(cost: sc.Cost) -> sc.Cost:
 def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figure]:
     """All three plans of a seed."""
     data = subject.batches(seed)
+    seen = data[:2] if subject.sensitivity is None else subject.sensitivity(seed)
     ways = {"latency": (cost, sc.knapsack), "macs": (by_macs(cost), sc.knapsack), "uniform": (cost, sc.uniform)}
     before, after, models = {}, {}, [subject.model]
     for way, (its, allocation) in ways.items():
@@ -46,7 +46,7 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
                 subject.example,
                 budget=sc.Budget.of_dense(its, FRACTION),
                 criterion=sc.obs,
-                normalize=sc.by_effect(subject.model, subject.sensitivity(seed), subject.loss),
+                normalize=sc.by_effect(subject.model, seen, subject.loss),
                 allocation=allocation,
                 batches=data,
                 limits=dataclasses.replace(subject.limits, multiple=1, by_kind={}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -400,6 +402,24 @@ def test_it_is_saved_as_data_and_as_a_page(tmp_path: Path, monkeypatch: pytest.M
     assert html.count('class="chart"') == 2
     assert all(r.verdict in html for r in found.rows)
     assert found.table().row_count == len(found.rows)
+
+
+def test_the_table_fits_a_terminal_and_says_nothing_twice() -> None:
+    """At 80 columns no figure is cut off; a verdict that its words hold already does not stand before them."""
+    rows = (
+        Advised("Every second unit of width, multiples of 16", "widths", 50, 200, "", 0.5, measured=Speedup(0.52, 0.51, 0.54, 40)),
+        Advised("2:4 sparsity", "2:4", 100, 400, "", 1.0, measured=Speedup(1.0, 0.97, 1.03, 40)),
+        Advised("int8", "lower precision", 100, 100, "", 0.4, measured=Speedup(1.3, 1.2, 1.4, 30)),
+    )  # fmt: skip
+    advice = Advice("clock", 1, 1, "net", rows, None, 0.045, 0.02, 100, 400, None, 100, 150)
+    printed = io.StringIO()
+    Console(width=80, file=printed).print(advice.table())
+    lines = printed.getvalue().splitlines()
+    text = " ".join(" ".join(line.split("│")[5].split()) for line in lines if line.startswith("│"))
+    assert max(map(len, lines)) <= 80
+    assert text == (
+        "pays: 1.92x faster (1.85-1.96) no gain measurable: 1.00x is within noise (0.97-1.03) 1.30x slower (1.20-1.40)"
+    )
 
 
 def test_a_small_network_on_a_real_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from secateur.errors import ArgumentError, DataError
 from secateur.graph.surgery import apply
 from secateur.score.calibrate import Moment, checked, quiet_eval
 from secateur.score.capture import columns, from_matrix, matrix
-from secateur.score.obs import damped, firm
+from secateur.score.obs import damped
 from secateur.types import Batches, Bools, Group, Plan, Scores
 
 Distance: TypeAlias = Callable[[Any, Any, Any], Tensor]
@@ -180,8 +180,7 @@ def _make_up_(small: nn.Module, model: nn.Module, group: Group, keep: Bools, sta
             continue
         w = matrix(dense[s.name].detach().double(), m.in_dim)
         mean = m.first / m.n if m.bias is not None else torch.zeros_like(m.first)
-        spread = m.second / m.n - torch.outer(mean, mean)
-        spread = damped(spread, firm(spread, m.n, damping))
+        spread = damped(m.second / m.n - torch.outer(mean, mean), damping, m.n)
         rest = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
         rest[columns(s.index[~keep], m.taps).reshape(-1)] = False
         fitted = torch.linalg.solve(spread[rest][:, rest], (w @ spread[:, rest]).T).T

@@ -209,7 +209,7 @@ class Advice:
             size = words.quantity(r.file_bytes if r.file_bytes is not None else r.nbytes, "B")
             share = words.percent(r.params / self.params) if self.params else ""
             time = words.times(r.ratio) + ("" if r.measured or r.ratio is None else " ?")
-            said = [r.words()] if r.words().startswith(r.verdict) else filter(None, (r.verdict, r.words()))
+            said = [r.words()] if r.verdict in r.words() else filter(None, (r.verdict, r.words()))
             table.add_row(*map(Text, (r.what, time, share, size)), Text(": ".join(said), styles.get(r.verdict, "")))
         table.caption = "time: over the dense model's; ? is predicted, all else was timed against it in the same rounds"
         return table

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,16 +33,11 @@ class Consumer:
     scale: float = 1.0
     rows: int | None = None
 
-    def inverse(self, damping: float) -> Tensor:
-        """Of the damped second moment, (d, d)."""
-        least = damping if self.rows is None else firm(self.second, self.rows, damping)
-        found: Tensor = torch.linalg.inv(damped(self.second, least))
-        return found
 
-
-def damped(second: Tensor, damping: float) -> Tensor:
-    """``H + damping * mean(diag H) I``; the identity where no input is ever active."""
+def damped(second: Tensor, damping: float, rows: int | None = None) -> Tensor:
+    """``H + damping * mean(diag H) I``, more where ``rows`` are few (`firm`); plus I where no input is ever active."""
     mean = float(second.diagonal().mean())
+    damping = damping if rows is None else firm(second, rows, damping)
     out = second.clone()
     out.diagonal().add_(damping * mean if mean > 0 else 1.0)
     return out
@@ -86,7 +80,9 @@ def removal_order(consumers: Sequence[Consumer], damping: float = 1e-2, chunk: i
         >>> removal_order([Consumer(w, h, torch.tensor([[0], [1], [2]]))], damping=1e-12).round(6)
         array([9., 1., 4.])
     """
-    states: list[list[Any]] = [[c.weight.clone(), c.inverse(damping), c.units, c.scale] for c in consumers]
+    states = [
+        [c.weight.clone(), torch.linalg.inv(damped(c.second, damping, c.rows)), c.units, c.scale] for c in consumers
+    ]
     n = len(consumers[0].units)
     alive = torch.arange(n)
     out = np.zeros(n)

@@ -32,14 +32,12 @@ class _Sums:
     def ridge(self, inner: int, damping: float) -> float:
         """What is added to the diagonal of the inputs' sums, more where rows are few."""
         gram, rows = self.gram[:inner, :inner], max(self.rows, 1)
-        least = damping * float(gram.diagonal().mean())
-        if rows >= 2 * inner:
-            return least
         spread = gram / rows
         if inner < len(self.gram):  # the constant takes the means over
             mean = self.gram[:inner, -1] / rows
             spread = spread - torch.outer(mean, mean)
-        return max(least, rows * firm(spread, rows, damping) * float(spread.diagonal().mean()))
+        few = firm(spread, rows, damping) * float(spread.diagonal().mean())
+        return max(damping * float(gram.diagonal().mean()), rows * few)
 
 
 def refit_(

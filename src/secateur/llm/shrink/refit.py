@@ -13,7 +13,7 @@ from secateur.errors import DataError
 from secateur.llm.shrink.ladder import spread
 from secateur.score.calibrate import Moment, real
 from secateur.score.capture import from_matrix, matrix
-from secateur.score.obs import damped, firm
+from secateur.score.obs import damped
 from secateur.solve.refit import observe
 from secateur.types import Example
 
@@ -42,8 +42,7 @@ def make_up_(block: nn.Module, kept: Mapping[str, Kept], moments: Mapping[str, M
     for name, k in kept.items():
         m, parameter = moments[name], named[name]
         w = matrix(parameter.detach().double(), k.in_dim)
-        h, s = spread(m), k.columns.to(w.device)
-        h = damped(h, firm(h, m.n, damping))
+        h, s = damped(spread(m), damping, m.n), k.columns.to(w.device)
         new = torch.zeros_like(w)
         new[:, s] = torch.linalg.solve(h[s][:, s], (w @ h[:, s]).T).T
         _write(named, name, k, w, new, m)
