@@ -26,6 +26,7 @@ from secateur.errors import ArgumentError
 if TYPE_CHECKING:
     from secateur.llm.shrink.asked import Asked, Shrinking
     from secateur.llm.shrink.run import Shrunk
+    from secateur.types import Target
 
 KINDS = {"heads": "head", "neurons": "neuron"}
 BUDGETS = "params, macs, kv, prefill or decode"
@@ -34,11 +35,17 @@ BUDGETS = "params, macs, kv, prefill or decode"
 def shrink(
     model: LlmModel,
     out: Annotated[Path, typer.Option(help="Folder for the result; the same command takes up a killed run.")],
-    budget: Annotated[list[str], typer.Option(help=f"NAME=PERCENT of dense, several allowed: {BUDGETS}.")],
+    budget: Annotated[
+        list[str] | None, typer.Option(help=f"NAME=PERCENT of dense, several allowed: {BUDGETS}.")
+    ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(help="Channels of the residual stream that stay: 90% or 512. (default: all)"),
+    ] = None,
     score: Annotated[str, typer.Option(help="obs, flap, magnitude or taylor: which units go first.")] = "obs",
     kinds: Annotated[
         str | None,
-        typer.Option(help="What may go: heads, neurons, layers. (default: all; of flap's ranking no layers)"),
+        typer.Option(help="What budgets may take: heads, neurons, layers. (default: all; of flap's ranking no layers)"),
     ] = None,
     calibration: Calibration = None,
     samples: Samples = 128,
@@ -50,20 +57,26 @@ def shrink(
     residual: Annotated[
         float, typer.Option(min=0, max=1, help="How much of what the stream has lost a refit makes up for.")
     ] = 1.0,
+    target: Annotated[
+        str, typer.Option(help="Where prefill and decode are timed: eager, onnxruntime, or module:target.")
+    ] = "eager",
     memory: Memory = None,
     device: Device = "cpu",
     seed: Seed = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Cut a language model down to a budget, without training: fewer KV groups, neurons and layers in its blocks."""
+    """Cut a language model down to a budget, without training: KV groups, neurons, layers, and residual width."""
     from secateur.llm.memory import bytes_in
     from secateur.llm.shrink.run import llm_shrink
+    from secateur.run.assemble import target as target_of
 
-    source = opened(model)
+    if not budget and kinds is None and width is not None:
+        kinds = ""  # the width alone
+    source, on = opened(model), target_of(target, 1)
     tokens = calibration_tokens(source, calibration, samples, window, seed or 0)
-    how = shrinking(score, kinds, uniform, multiple, residual, source, tokens)
-    asked = [budget_of(text, tokens.shape[1]) for text in budget]
+    how = shrinking(score, kinds, uniform, multiple, residual, source, tokens, width)
+    asked = [budget_of(text, tokens.shape[1], on) for text in budget or []]
     with block_progress() as told:
         limit = None if memory is None else bytes_in(memory)
         done = llm_shrink(source, tokens, asked, out, how, device=device, memory=limit, progress=told, force=force)
@@ -75,7 +88,14 @@ def shrink(
 
 
 def shrinking(
-    score: str, kinds: str | None, uniform: bool, multiple: int, residual: float, source: Any, tokens: Any
+    score: str,
+    kinds: str | None,
+    uniform: bool,
+    multiple: int,
+    residual: float,
+    source: Any,
+    tokens: Any,
+    width: str | None = None,
 ) -> Shrinking:
     """What the options say.
 
@@ -89,7 +109,7 @@ def shrinking(
 
     by_rank = score == "flap" and not uniform
     default = "heads,neurons" if by_rank else "heads,neurons,layers"
-    named = [k.strip() for k in (kinds or default).split(",") if k.strip()]
+    named = [k.strip() for k in (default if kinds is None else kinds).split(",") if k.strip()]
     if wrong := [k for k in named if k not in (*KINDS, "layers")]:
         raise ArgumentError(f"--kinds {wrong[0]!r}: write some of heads, neurons, layers, with commas between")
     if by_rank and "layers" in named:
@@ -105,12 +125,31 @@ def shrinking(
     return Shrinking(
         criterion, stats, [KINDS[k] for k in named if k in KINDS], "layers" in named, allocate, uniform,
         {"neuron": multiple},
-        None if flap else 1e-2, None if flap else 1e-2, residual,
+        None if flap else 1e-2, None if flap else 1e-2, residual, width=None if width is None else width_of(width),
     )  # fmt: skip
 
 
-def budget_of(text: str, window: int) -> Asked:
-    """``NAME=PERCENT`` as a budget.
+def width_of(text: str) -> float:
+    """``90%`` as a part, ``512`` as a number of channels.
+
+    Raises:
+        ArgumentError: it is neither.
+
+    Example:
+        >>> width_of("90%"), width_of("512")
+        (0.9, 512.0)
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if value <= 0 or (text.endswith("%") and value > 1) or (value > 1 and value != int(value)):
+        raise ArgumentError(f"--width {text!r} is no number of channels and no part of them: write 512, or 90%")
+    return value
+
+
+def budget_of(text: str, window: int, target: Target | None = None) -> Asked:
+    """``NAME=PERCENT`` as a budget; times on a target, on PyTorch eager by default.
 
     Raises:
         ArgumentError: it is not of that form.
@@ -123,6 +162,7 @@ def budget_of(text: str, window: int) -> Asked:
     from secateur.targets.eager import eager
 
     name, _, value = text.partition("=")
+    on = target or eager
     try:
         part = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
     except ValueError:
@@ -133,8 +173,8 @@ def budget_of(text: str, window: int) -> Asked:
         "params": lambda: asked.of_params(part),
         "macs": lambda: asked.of_macs(part, window),
         "kv": lambda: asked.of_kv(part, window),
-        "prefill": lambda: asked.of_prefill(part, eager, window),
-        "decode": lambda: asked.of_decode(part, eager),
+        "prefill": lambda: asked.of_prefill(part, on, window),
+        "decode": lambda: asked.of_decode(part, on),
     }
     if name not in known:
         raise ArgumentError(f"--budget {text!r}: {name!r} is not {BUDGETS}")
@@ -165,6 +205,12 @@ def table_of(done: Shrunk) -> Table:
     for p in done.prices:
         unit = f" {p.unit}".rstrip()
         table.add_row(p.name, *(f"{v:,.6g}{unit}" for v in (p.dense, p.limit, done.reached[p.name])))
+    if "params" not in done.reached:
+        size = done.told["parameters"]
+        table.add_row("params", f"{size['dense']:,}", "", f"{size['left']:,}")
+    if "width" in done.told:
+        width = done.told["width"]
+        table.add_row("width", str(width["dense"]), str(width["left"]), str(width["left"]))
     table.add_section()
     for row in done.rows:
         kept = ", ".join(f"{name.rpartition(':')[2]} {n}" for name, n in row["kept"].items())

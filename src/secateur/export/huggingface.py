@@ -130,7 +130,7 @@ class _Search:
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.model, self.config, self.plan = model, model.config, plan
         self.built = 0
-        self.nearest: Shapes = {}  # shapes of the configuration that missed the fewest tensors
+        self.nearest: Shapes = {}  # shapes of the configuration that missed the fewest axes
         self.missed: int | None = None
 
     def configs(self, wanted: Shapes) -> Iterator[Any]:
@@ -191,8 +191,11 @@ class _Search:
                 found += [(path, n) for n in sorted(new, reverse=True) if n > 0]
         return found
 
-    def _wrong(self, changes: Changes, wanted: Shapes) -> set[str] | None:
-        """Tensors whose shapes do not come out; None if the class refuses the configuration."""
+    def _wrong(self, changes: Changes, wanted: Shapes) -> set[tuple[str, int]] | None:
+        """Axes of tensors that do not come out; None if the class refuses the configuration.
+
+        Axes, since what is right of one axis alone counts: one int of the configuration changes one of a matrix.
+        """
         self.built += 1
         if self.built > BUILDS:
             return None
@@ -200,7 +203,7 @@ class _Search:
             shapes = _shapes(self._build(changes))
         except Exception:  # configurations refuse what does not divide, each in its own way
             return None
-        wrong = {n for n in wanted.keys() | shapes.keys() if wanted.get(n) != shapes.get(n)}
+        wrong = {miss for n in wanted.keys() | shapes.keys() for miss in _misses(n, wanted.get(n), shapes.get(n))}
         if self.missed is None or len(wrong) < self.missed:
             self.missed, self.nearest = len(wrong), shapes
         return wrong
@@ -222,6 +225,13 @@ class _Search:
             else:
                 setattr(holder, last, value)
         return config
+
+
+def _misses(name: str, wanted: tuple[int, ...] | None, found: tuple[int, ...] | None) -> list[tuple[str, int]]:
+    """Axes that differ; -1 where there is no such tensor, or one of another rank."""
+    if wanted is None or found is None or len(wanted) != len(found):
+        return [(name, -1)]
+    return [(name, dim) for dim, pair in enumerate(zip(wanted, found, strict=True)) if pair[0] != pair[1]]
 
 
 def _floats(model: nn.Module) -> dict[tuple[str, str], float]:

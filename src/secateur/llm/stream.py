@@ -26,6 +26,7 @@ from secateur.llm.source import Source
 from secateur.llm.tensor_files import Made, stored_in, write
 from secateur.llm.walk import Progress, Walk, batches_of
 from secateur.run.folder import WORK, Folder, claim
+from secateur.types import Bools
 
 Row: TypeAlias = Mapping[str, Any]
 """What is told of a block: JSON."""
@@ -73,6 +74,7 @@ def stream(
     dtype: torch.dtype = torch.float32,
     dense: bool = False,
     dense_inputs: bool = False,
+    channels: Bools | None = None,
     signature: Mapping[str, Any] | None = None,
     rebuild: Callable[[nn.Module, Row], nn.Module] | None = None,
     change: Callable[[Sequence[Row]], Change] = lambda rows: Change(),
@@ -95,6 +97,7 @@ def stream(
         batch: samples at once. device, dtype: to compute in; weights keep the checkpoint's types in the result.
         dense: keep the dense model's hidden states beside: ``live.dense``.
         dense_inputs: each block gets what the dense blocks before it make, as in FLAP.
+        channels: of the hidden states, bool (width,), those that the changed blocks work on; None: all.
         signature: what tells this call from another: settings of the work, as JSON.
         rebuild: ``(module, row) -> module`` of the shape that the work gave it, for taking up a run.
         change: ``rows -> Change`` of the whole model.
@@ -120,8 +123,8 @@ def stream(
         blocks = Blocks(folder.work / "blocks")
         prepared = _prepared(folder.work / "prepared.json", prepare)
         walk = Walk.begin(
-            source, batches, device=device, dtype=dtype, dense=dense, dense_inputs=dense_inputs, memory=memory,
-            moments=moments, folder=folder.work / f"states-{together.rank()}-of-{together.size()}",
+            source, batches, device=device, dtype=dtype, dense=dense, dense_inputs=dense_inputs, channels=channels,
+            memory=memory, moments=moments, folder=folder.work / f"states-{together.rank()}-of-{together.size()}",
         )  # fmt: skip
         done = together.first_tells(blocks.done)
         for index in range(len(walk)):

@@ -19,6 +19,7 @@ from secateur.llm.live import Live
 from secateur.llm.memory import needs_of
 from secateur.llm.recording import Call, Recorder
 from secateur.llm.source import Source, put_
+from secateur.types import Bools
 
 log = logging.getLogger("secateur")
 
@@ -82,6 +83,7 @@ class Walk:
         dtype: torch.dtype = torch.float32,
         dense: bool = False,
         dense_inputs: bool = False,
+        channels: Bools | None = None,
         memory: float | None = None,
         moments: int = 1,
         folder: Path | None = None,
@@ -93,6 +95,7 @@ class Walk:
             device, dtype: to compute in. dense: keep the dense model's hidden states beside.
             dense_inputs: every block gets what the dense model's blocks before it make (as FLAP does), not the pruned
                 ones' (as Wanda and SparseGPT do).
+            channels: of the hidden states, bool (width,), those that the changed blocks work on; None: all.
             memory: bytes that the process may take. moments: how many second moments an input has, for that.
             folder: for hidden states that do not fit into memory. What is complete there is gone on from.
 
@@ -122,13 +125,15 @@ class Walk:
             [folder and folder / "hidden", folder and folder / "dense"] if dense else [folder and folder / "hidden"]
         )
         at = gone_on_from(folders)
-        states = [Hidden(f, at or 0, shapes, dtype, device) for f in folders]
+        narrow = [first.shape[-1]] if channels is None else [int(channels.sum())]
+        own = [(*shape[:-1], *narrow) for shape in shapes]
+        states = [Hidden(f, at or 0, s, dtype, device) for f, s in zip(folders, (own, shapes), strict=False)]
         calls = []
         for i, ids in enumerate(mine):
             first, called = recorder.batch(ids) if i else (first, called)
             calls.append(called)
             for s in states if at is None else ():
-                s[i] = first
+                s[i] = first if channels is None or s is not states[0] else first[..., torch.from_numpy(channels)]
         for s in states if at is None else ():
             s.seal(s)
         hidden, twin = states[0], states[1] if dense else None

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from secateur.errors import ArgumentError
 from secateur.graph.surgery import apply
 from secateur.llm.shrink.hollow import kv_cache, macs, params
 from secateur.llm.shrink.ladder import counts
@@ -18,7 +19,7 @@ from secateur.llm.shrink.prices import Anatomy, Timed, priced
 from secateur.llm.shrink.result import configuration
 from secateur.llm.shrink.units import Family
 from secateur.score.criteria import obs
-from secateur.types import Criterion, Ints, Target
+from secateur.types import Criterion, Group, Ints, Target
 
 log = logging.getLogger("secateur")
 
@@ -64,11 +65,13 @@ class Shrinking:
         allocate: `mixed`; `uniform`, where plain ``from_pretrained`` is to load the result; `ranked` (FLAP), by
             which no block goes whole.
         plain: only what a configuration can say is cut, for ``from_pretrained``; other kinds stay. Goes with `uniform`.
-        multiples: kind -> kept counts are multiples of it; 8 for neurons by default.
+        multiples: kind -> kept counts are multiples of it; 8 for ``neuron`` and ``width`` by default.
         damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
         ridge: of the refit in the cut model, towards the former; None leaves it out.
         residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
         heal: whether blocks that lose nothing are refitted too, behind those that do.
+        width: how many channels of the residual stream stay, or what part of them if at most 1; None: all. They go in
+            the whole model at once, before the budgets choose among the rest.
         levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on;
             of fewer than 16 times as many calibration tokens fewer are taken, but 512 where there are.
     """
@@ -84,6 +87,7 @@ class Shrinking:
     ridge: float | None = 1e-2
     residual: float = 1.0
     heal: bool = True
+    width: float | None = None
     levels: Sequence[float] = (0.25, 0.6)
     probes: int = 1024
 
@@ -91,20 +95,21 @@ class Shrinking:
     def weighs(self) -> bool:
         """Whether what goes depends on what cuts cost the predictions, which is dear to measure."""
         by_count = self.allocate is uniform and len(self.kinds) == 1 and not self.layers
-        return not (by_count or self.allocate is ranked)
+        return bool(self.kinds or self.layers) and not (by_count or self.allocate is ranked)
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
         kinds = [*self.kinds, *(["plain"] if self.plain else []), *(["layer"] if self.layers else [])]
         return {
             "criterion": self.criterion.name, "kinds": kinds, "damping": self.damping, "levels": list(self.levels),
-            "probes": self.probes, "weighs": self.weighs,
+            "probes": self.probes, "weighs": self.weighs, "narrower": self.width is not None,
         }  # fmt: skip
 
     def told(self) -> dict[str, Any]:
         """As it stands in files."""
         how = {"allocation": self.allocate.__name__, "multiples": dict(self.multiples)}
-        return {**self.survey(), **how, "ridge": self.ridge, "residual": self.residual, "heal": self.heal}
+        refit = {"ridge": self.ridge, "residual": self.residual, "heal": self.heal}
+        return {**self.survey(), **how, **refit, "width": self.width}
 
     def cut(self, anatomy: Anatomy) -> list[Family]:
         """The families that may lose units."""
@@ -117,10 +122,29 @@ class Shrinking:
         """Kept counts to choose from, by family."""
         found = {}
         for f in families:
-            step = {"neuron": 8, **self.multiples}.get(f.kind, 1)
+            step = self._step(f.kind)
             step = int(np.lcm(step if f.units > step else 1, f.group.multiple))
             found[f.name] = counts(f.units, step, max(f.group.least, 1))
         return found
+
+    def channels(self, stream: Group) -> int:
+        """How many channels of the residual stream stay.
+
+        Raises:
+            ArgumentError: more than there are, or none.
+        """
+        asked = stream.units if self.width is None else self.width
+        step = int(np.lcm(self._step("width"), stream.multiple))
+        found = int(asked * stream.units if asked <= 1 else asked) // step * step
+        if not max(stream.least, 1) <= found <= stream.units:
+            raise ArgumentError(
+                f"width is how many of the {stream.units} channels of the residual stream stay, or a part of them, in "
+                f"multiples of {step}; got {asked:g}: give {step} to {stream.units // step * step}"
+            )
+        return found
+
+    def _step(self, kind: str) -> int:
+        return {"neuron": 8, "width": 8, **self.multiples}.get(kind, 1)
 
 
 def sayable(anatomy: Anatomy, kind: str, step: int = 1) -> bool:

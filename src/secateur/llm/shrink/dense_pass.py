@@ -61,7 +61,7 @@ def surveyed(
         _claim(folder, key)
     surveyor = Surveyor(
         mine, how.criterion, how.stats, how.damping or 0.0, how.damping is not None, effects, how.levels,
-        how.layers,
+        how.layers, anatomy.stream,
     )  # fmt: skip
     walk = Walk.begin(
         anatomy.source, batches, device=device, dtype=dtype, memory=memory, moments=MOMENTS, folder=folder / "states"

@@ -26,6 +26,7 @@ class Price:
 
     Attributes:
         name: ``params``, ``macs``, ``kv``, ``prefill`` or ``decode``. unit: of it. dense: of the whole model.
+        narrower: what a narrower residual stream saves of that, whatever is chosen.
         saved: family -> what is saved at each of its offered counts; 0 at the last.
         dropped: what is saved without each block, float64 (blocks,).
         limit: what is asked. meter: counts it on a cut model; None where it is a time.
@@ -38,6 +39,12 @@ class Price:
     dropped: Floats
     limit: float
     meter: Meter | None = None
+    narrower: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Of the model that choices are taken from."""
+        return self.dense - self.narrower
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +84,7 @@ def cost_of(choice: Choice, menu: Menu, price: Price) -> float:
     for f in menu.families:
         if f.block not in choice.dropped:
             saved += float(price.saved[f.name][int(np.searchsorted(menu.counts[f.name], choice.kept[f.name]))])
-    return price.dense - saved
+    return price.whole - saved
 
 
 def mixed(menu: Menu, prices: Sequence[Price], states: int = 20_000) -> Choice:
@@ -94,7 +101,7 @@ def mixed(menu: Menu, prices: Sequence[Price], states: int = 20_000) -> Choice:
     Time: options x states. Memory: blocks x states.
     """
     options = {str(b): _options(menu, b) for b in range(menu.blocks)}
-    tables, room = {}, np.array([p.limit - p.dense for p in prices])
+    tables, room = {}, np.array([p.limit - p.whole for p in prices])
     for b in range(menu.blocks):
         saved = np.array([[_saved(menu, p, b, o) for o in options[str(b)]] for p in prices])
         most = saved.max(1, keepdims=True)
@@ -232,7 +239,7 @@ def _refuse(menu: Menu, prices: Sequence[Price]) -> NoReturn:
         for b in range(menu.blocks):
             saved = [_saved(menu, p, b, o) for o in _options(menu, b) if np.isfinite(_loss(menu, b, o))]
             most.append(max(saved))
-        least = p.dense - sum(most)
+        least = p.whole - sum(most)
         if least > p.limit:
             raise BudgetError(
                 f"budget {p.name} {p.limit:.6g} {p.unit}".rstrip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from secateur.digest import digest_of
 from secateur.errors import CoupleError, PlanError
 from secateur.graph.couple import Groups, couple
 from secateur.graph.record import trace
+from secateur.graph.rules import RESIDUAL_RULES, RULES
 from secateur.graph.surgery import apply
 from secateur.llm.blocks import blocks_of
 from secateur.llm.recording import Recorder
 from secateur.llm.shrink.hollow import Meter, hollow, prompt, tokens_of
 from secateur.llm.shrink.options import Price
 from secateur.llm.shrink.tail import Tail
-from secateur.llm.shrink.units import Family, families
+from secateur.llm.shrink.units import Family, families, stream_of
 from secateur.llm.source import Source
 from secateur.targets.measure import measure
-from secateur.types import Bools, Floats, Ints, Plan, Target
+from secateur.types import Bools, Floats, Group, Ints, Plan, Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,8 @@ class Anatomy:
     Attributes:
         source: its weights. skeleton: the module without them. empty: a hollow copy that runs.
         paths: of its blocks. groups: what goes together. families: those inside of one block, of the kinds asked for.
+        stream: the channels of the residual stream, where they were asked for. channels: which of them every plan
+            keeps, bool (units,); None: all.
     """
 
     source: Source
@@ -47,18 +50,28 @@ class Anatomy:
     paths: tuple[str, ...]
     groups: Groups
     families: Sequence[Family]
+    stream: Group | None = None
+    channels: Bools | None = None
 
     @classmethod
-    def of(cls, source: Source, kinds: Sequence[str], window: int = 16) -> Anatomy:
+    def of(cls, source: Source, kinds: Sequence[str], window: int = 16, width: bool = False) -> Anatomy:
         """Record and couple a model without its weights.
 
+        Args:
+            width: whether the residual stream may become narrower.
+
         Raises:
-            TraceError: it has no blocks, or does not run on tokens.
+            TraceError: it has no blocks, or does not run on tokens. CoupleError: no stream that could be narrower.
         """
         skeleton = source.skeleton()
         empty, paths = hollow(skeleton), blocks_of(skeleton)
-        groups = couple(trace(empty, tokens_of(window)))
-        return cls(source, skeleton, empty, paths, groups, families(groups, paths, kinds))
+        groups = couple(trace(empty, tokens_of(window)), RESIDUAL_RULES if width else RULES)
+        stream = stream_of(groups, paths) if width else None
+        return cls(source, skeleton, empty, paths, groups, families(groups, paths, kinds), stream)
+
+    def narrowed(self, channels: Bools) -> Anatomy:
+        """The same, of which every plan keeps these channels of the residual stream, bool (units,)."""
+        return replace(self, channels=channels)
 
     @property
     def name(self) -> str:
@@ -73,6 +86,8 @@ class Anatomy:
         Raises:
             PlanError: blocks cannot be dropped, or not together with these units.
         """
+        if self.stream is not None and self.channels is not None:
+            keep = {**keep, self.stream.name: self.channels}
         plan = make_plan(self.groups, keep, made)
         if not dropped:
             return plan
@@ -108,7 +123,9 @@ def priced(
 
     Time: one cut, and one measurement, a sort.
     """
-    dense = meter(anatomy.empty)
+    dense = whole = meter(anatomy.empty)
+    if anatomy.channels is not None:
+        whole = meter(hollow(apply(anatomy.cut({}), anatomy.skeleton)))
     units: dict[str, float] = {}
     saved: dict[str, Floats] = {}
     for f in (f for f in anatomy.families if f.name in counts):
@@ -116,20 +133,20 @@ def priced(
             step = f.group.multiple
             keep = np.arange(f.units) < f.units - step
             small = apply(anatomy.cut({f.name: keep}), anatomy.skeleton) if keep.any() else None
-            units[sort] = 0.0 if small is None else (dense - meter(hollow(small))) / step
+            units[sort] = 0.0 if small is None else (whole - meter(hollow(small))) / step
         saved[f.name] = units[sort] * (f.units - counts[f.name]).astype(float)
     blocks: dict[str, float] = {}
     for b in range(len(anatomy.paths)):
         if (sort := anatomy.signature(b)) not in blocks:
             plan = _dropped(anatomy, b)
-            blocks[sort] = 0.0 if plan is None else dense - meter(hollow(apply(plan, anatomy.skeleton)))
+            blocks[sort] = 0.0 if plan is None else whole - meter(hollow(apply(plan, anatomy.skeleton)))
     dropped = np.array([blocks[anatomy.signature(b)] for b in range(len(anatomy.paths))])
-    return Price(name, unit, dense, saved, dropped, limit(dense), meter)
+    return Price(name, unit, dense, saved, dropped, limit(dense), meter, dense - whole)
 
 
 def _dropped(anatomy: Anatomy, block: int) -> Plan | None:
     try:
-        return drop_layers(anatomy.empty, tokens_of(8), [anatomy.paths[block]])
+        return anatomy.cut({}, [block])
     except (PlanError, CoupleError):
         return None
 
@@ -151,17 +168,20 @@ class Timed:
         """The price, as it stands in a folder of notes, where it was taken before; else it is taken, and noted."""
         about = f"{anatomy.source.identity()} {self.name} {self.target.name}"
         counts = [(name, torch.from_numpy(n)) for name, n in offered.items()]
+        if anatomy.channels is not None:
+            counts.append(("channels", torch.tensor(int(anatomy.channels.sum()))))
         file = notes / f"{digest_of([(about, torch.tensor(self.tokens)), *counts])}.json"
         if not file.is_file():
             price = self._taken(anatomy, offered)
             saved = {name: line.tolist() for name, line in price.saved.items()}
             notes.mkdir(parents=True, exist_ok=True)
             noted = {"dense": price.dense, "saved": saved, "dropped": price.dropped.tolist()}
+            noted["narrower"] = price.narrower
             write_bytes(file, json.dumps(noted).encode())
         held = json.loads(file.read_text(encoding="utf-8"))
         saved = {name: np.array(line, float) for name, line in held["saved"].items()}
         dense, dropped = held["dense"], np.array(held["dropped"], float)
-        return Price(self.name, "s", dense, saved, dropped, self.part * dense)
+        return Price(self.name, "s", dense, saved, dropped, self.part * dense, narrower=held["narrower"])
 
     def _taken(self, anatomy: Anatomy, offered: Mapping[str, Ints]) -> Price:
         return timed(anatomy, offered, self.name, self.tokens, self.target, lambda dense: self.part * dense)
@@ -187,7 +207,11 @@ def timed(
     Memory: as many blocks as there are points.
     """
     calls, hidden = _calls(anatomy, tokens)
-    tail = Tail(anatomy.source, anatomy.paths)
+    tail, wide = Tail(anatomy.source, anatomy.paths), None
+    if anatomy.channels is not None:
+        wide = timed(replace(anatomy, channels=None), {}, name, tokens, target, limit, points, repeats).dense
+        hidden = hidden[..., torch.from_numpy(anatomy.channels)].contiguous()
+        tail.model = apply(anatomy.cut({}), tail.model)
     last = _median(lambda: tail(prompt(tokens), hidden), repeats)
     sorts: dict[str, int] = {anatomy.signature(b): b for b in reversed(range(len(anatomy.paths)))}
     whole: dict[str, float] = {}
@@ -203,15 +227,16 @@ def timed(
         seconds = [float(np.median(m.seconds)) for m in measure(built, repeats=repeats)]
         whole[sort], at = seconds[0], 1
         for kind, chosen in tried.items():
-            own = [*seconds[at : at + len(chosen) - 1], seconds[0]]
-            lines[kind], at = (chosen, np.array(own)), at + len(chosen) - 1
+            ends = [*seconds[at : at + len(chosen) - 1], seconds[0]]
+            lines[kind], at = (chosen, np.array(ends)), at + len(chosen) - 1
     saved: dict[str, Floats] = {}
     for f in (f for f in anatomy.families if f.name in counts):
         at_counts, line = lines[anatomy.kind_of(f)]
         saved[f.name] = line[-1] - np.interp(counts[f.name], at_counts, line)
     dropped = np.array([whole[anatomy.signature(b)] for b in range(len(anatomy.paths))])
-    dense = last + float(dropped.sum())
-    return Price(name, "s", dense, saved, dropped, limit(dense))
+    total = last + float(dropped.sum())
+    dense = total if wide is None else wide
+    return Price(name, "s", dense, saved, dropped, limit(dense), narrower=dense - total)
 
 
 def _calls(anatomy: Anatomy, tokens: int) -> Any:

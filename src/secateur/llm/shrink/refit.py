@@ -25,22 +25,35 @@ class Kept:
     Attributes:
         in_dim: the axis that is summed over. columns: bool over it, True stays. bias: what goes with it, or None:
             told by how the weight is used.
+        rows: bool over the outputs, those that the cut block's weight has; None: all.
+        cut: whether the cut block's weight has the columns that stay alone; else all, the others zero.
     """
 
     in_dim: int
     columns: Tensor
     bias: str | None = None
+    rows: Tensor | None = None
+    cut: bool = False
 
 
-def make_up_(block: nn.Module, kept: Mapping[str, Kept], moments: Mapping[str, Moment], damping: float) -> None:
-    """Zero the columns that go; those that stay are the least squares of what the dense block was fed.
+def make_up_(
+    block: nn.Module,
+    kept: Mapping[str, Kept],
+    moments: Mapping[str, Moment],
+    damping: float,
+    dense: nn.Module | None = None,
+) -> None:
+    """Take columns out; those that stay are the least squares of what the dense block was fed.
 
     ``W_S = W H_{:,S} (H_SS)⁻¹`` with ``H`` the damped second moment: the end of the optimal brain surgeon's steps.
     With a bias ``H`` is the covariance, and the bias makes up for the means.
+
+    Args:
+        block: changed in place. dense: what it was cut from, where it is cut already; None: ``block`` itself.
     """
-    named = dict(block.named_parameters())
+    named, whole = dict(block.named_parameters()), dict((dense or block).named_parameters())
     for name, k in kept.items():
-        m, parameter = moments[name], named[name]
+        m, parameter = moments[name], whole[name]
         w = matrix(parameter.detach().double(), k.in_dim)
         h, s = damped(spread(m), damping, m.n), k.columns.to(w.device)
         new = torch.zeros_like(w)
@@ -48,28 +61,42 @@ def make_up_(block: nn.Module, kept: Mapping[str, Kept], moments: Mapping[str, M
         _write(named, name, k, w, new, m)
 
 
-def centre_(block: nn.Module, kept: Mapping[str, Kept], moments: Mapping[str, Moment]) -> None:
-    """Zero the columns that go; where there is a bias it takes over their means: ``b += W_P E[x_P]`` (FLAP)."""
-    named = dict(block.named_parameters())
+def centre_(
+    block: nn.Module, kept: Mapping[str, Kept], moments: Mapping[str, Moment], dense: nn.Module | None = None
+) -> None:
+    """Take columns out; where there is a bias it takes over their means: ``b += W_P E[x_P]`` (FLAP). See `make_up_`."""
+    named, whole = dict(block.named_parameters()), dict((dense or block).named_parameters())
     for name, k in kept.items():
-        w = matrix(named[name].detach().double(), k.in_dim)
+        w = matrix(whole[name].detach().double(), k.in_dim)
         _write(named, name, k, w, w * k.columns.to(w.device), moments[name])
 
 
 def _write(named: Mapping[str, Tensor], name: str, kept: Kept, old: Tensor, new: Tensor, m: Moment) -> None:
     with torch.no_grad():
+        lost = (old - new) @ (m.first / m.n)
+        if kept.rows is not None:
+            new, lost = new[kept.rows.to(new.device)], lost[kept.rows.to(new.device)]
+        new = new[:, kept.columns.to(new.device)] if kept.cut else new
         named[name].copy_(from_matrix(new, named[name], kept.in_dim))
         if m.bias is not None:
-            named[m.bias].add_((old - new) @ (m.first / m.n))
+            named[m.bias].add_(lost)
 
 
 @dataclass(eq=False)
 class _Sums:
-    """``sum x xᵀ``, ``sum y xᵀ`` over rows, x with a constant appended where there is a bias; ``sum y²``."""
+    """``sum x xᵀ``, ``sum y xᵀ`` over rows, x with a constant appended where there is a bias; ``sum y²``.
+
+    And of the same columns of the dense inputs, X: ``sum X * x``.
+    """
 
     gram: Tensor
     cross: Tensor
     energy: float = 0.0
+    alike: float = 0.0
+
+    def scale(self, inner: int) -> float:
+        """What ``x`` is best multiplied with to be ``X``: a norm over fewer channels divides by something else."""
+        return self.alike / max(float(self.gram.diagonal()[:inner].sum()), 1e-300)
 
 
 Pairs: TypeAlias = Callable[[], Iterable[tuple[Example, Example]]]
@@ -89,11 +116,12 @@ def refit_(
 
     ``min_W || Y - W x ||² + ridge mean(diag H) || W - W_0 ||²`` over the columns that stay: ``x`` is what the cut
     block is fed in the cut model, ``Y`` what the dense block makes in the dense model, ``W_0`` what `make_up_` gives on
-    the dense inputs (or `centre_`, without damping). Where the output is added to a residual stream, ``Y`` also makes
-    up for ``residual`` times what that stream has lost so far. A fit that would be worse than ``W_0`` is not taken.
+    the dense inputs (or `centre_`, without damping), in the scale of ``x`` where that comes from a narrower norm. Where
+    the output is added to a residual stream, ``Y`` also makes up for ``residual`` times what that stream has lost so
+    far. A fit that would be worse than ``W_0`` is not taken.
 
     Args:
-        small: a copy of the dense block, changed in place. dense: the block.
+        small: a copy of the dense block, cut where ``kept`` says so, changed in place. dense: the block.
         pairs: called once a weight. kept: weights that lose inputs.
 
     Time: a part of a pass of both blocks, and d³, a weight. Memory: d² doubles, twice.
@@ -104,9 +132,11 @@ def refit_(
         k = replace(kept[name], bias=use.bias)
         moment, sums = _gather(small, dense, pairs, name, k, residual)
         if damping is None:
-            centre_(small, {name: k}, {name: moment})
+            centre_(small, {name: k}, {name: moment}, dense)
         else:
-            make_up_(small, {name: k}, {name: moment}, damping)
+            make_up_(small, {name: k}, {name: moment}, damping, dense)
+        if k.cut:
+            small.get_parameter(name).data.mul_(sums.scale(int(k.columns.sum())))
         report[name] = _solve_(small, sums, name, k, ridge)
     return report
 
@@ -117,19 +147,22 @@ def _gather(
     """Moments of the dense inputs, and sums over the inputs in the cut model."""
     weight, s = dict(small.named_parameters())[name], kept.columns.to(next(small.parameters()).device)
     outputs, inner = weight.shape[1 - kept.in_dim], int(s.sum()) + (kept.bias is not None)
+    rows_of = slice(None) if kept.rows is None else kept.rows.to(s.device)
     zeros = torch.zeros(len(s), len(s), dtype=torch.float64, device=weight.device)
     moment = Moment(zeros, zeros[0].clone(), 0, kept.in_dim, 1, kept.bias)
     sums = _Sums(zeros.new_zeros(inner, inner), zeros.new_zeros(outputs, inner))
     for number, (mine, theirs) in enumerate(pairs()):
         target, stream = observe(dense, theirs, [name], number)[name]
         c, own = observe(small, mine, [name], number)[name]
-        rows, x, y = real(target.rows()), real(c.rows())[:, s], real(target.outputs())
+        rows, x, y = real(target.rows()), real(c.rows()), real(target.outputs())[:, rows_of]
+        x = x if kept.cut else x[:, s]
+        sums.alike += float((rows[:, s] * x).sum(dtype=torch.float64))
         if kept.bias is not None:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         if stream is not None:
             if own is None:
                 raise DataError(f"{name} feeds a residual stream in the dense block but not in the cut one")
-            y = y + residual * (real(c.outputs(stream)) - real(c.outputs(own)))
+            y = y + residual * (real(target.outputs(stream))[:, rows_of] - real(c.outputs(own)))
         moment.second += (rows.T @ rows).double()
         moment.first += rows.double().sum(0)
         moment.n += len(rows)
@@ -141,7 +174,8 @@ def _gather(
 
 def _solve_(small: nn.Module, sums: _Sums, name: str, kept: Kept, damping: float) -> tuple[float, float]:
     named = dict(small.named_parameters())
-    old = matrix(named[name].detach().double(), kept.in_dim)[:, kept.columns.to(sums.gram.device)]
+    stay = slice(None) if kept.cut else kept.columns.to(sums.gram.device)
+    old = matrix(named[name].detach().double(), kept.in_dim)[:, stay]
     if kept.bias is not None:
         old = torch.cat([old, named[kept.bias].detach().double()[:, None]], 1)
     inner = old.shape[1] - (kept.bias is not None)
@@ -153,8 +187,8 @@ def _solve_(small: nn.Module, sums: _Sums, name: str, kept: Kept, damping: float
     if not bool(torch.isfinite(new).all()) or after > before:
         return before / energy, before / energy
     with torch.no_grad():
-        whole = torch.zeros(len(new), len(kept.columns), dtype=new.dtype, device=new.device)
-        whole[:, kept.columns.to(new.device)] = new[:, :inner]
+        whole = torch.zeros(len(new), inner if kept.cut else len(kept.columns), dtype=new.dtype, device=new.device)
+        whole[:, stay] = new[:, :inner]
         named[name].copy_(from_matrix(whole, named[name], kept.in_dim))
         if kept.bias is not None:
             named[kept.bias].copy_(new[:, -1])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.atomic import write_bytes
 from secateur.calling import run, tensors_of
@@ -54,12 +54,20 @@ def _built(small: nn.Module, config: Any) -> nn.Module:
     return built.eval()
 
 
-def change_of(small: nn.Module, plan: Plan, told: Mapping[str, Any], before: Any) -> Change:
+def change_of(
+    small: nn.Module,
+    plan: Plan,
+    told: Mapping[str, Any],
+    before: Any,
+    tensors: Mapping[str, Tensor] | None = None,
+    gone: Collection[str] = (),
+) -> Change:
     """What the cut means for the folder.
 
     Args:
         small: the cut model without weights. plan: what cut it. told: goes into ``shrink.json``.
         before: the dense model's configuration, or None.
+        tensors: new values of what lies outside of the blocks. gone: names that are left out.
     """
     config = configuration(small, plan) if alike(plan, small) else None
     changed: dict[str, Any] = {}
@@ -74,7 +82,10 @@ def change_of(small: nn.Module, plan: Plan, told: Mapping[str, Any], before: Any
         if config is None:
             _write_plan(folder, small, plan)
 
-    return Change(config=changed, names=lambda name: renamed(name, plan.layers), extra=extra)
+    def names(name: str) -> str | None:
+        return None if name in gone else renamed(name, plan.layers)
+
+    return Change(config=changed, names=names, extra=extra, tensors=tensors or {})
 
 
 def alike(plan: Plan, small: nn.Module) -> bool:

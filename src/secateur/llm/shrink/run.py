@@ -18,12 +18,13 @@ from secateur.graph.surgery import apply
 from secateur.llm.shrink.asked import Asked, Shrinking
 from secateur.llm.shrink.cut import Cutter
 from secateur.llm.shrink.dense_pass import MOMENTS, surveyed
-from secateur.llm.shrink.hollow import hollow
+from secateur.llm.shrink.hollow import hollow, params
 from secateur.llm.shrink.ladder import Ladder
 from secateur.llm.shrink.options import Choice, Menu, Price, cost_of
 from secateur.llm.shrink.prices import Anatomy, droppable
 from secateur.llm.shrink.result import change_of
 from secateur.llm.shrink.survey import ladder_of
+from secateur.llm.shrink.width import Slim, strongest
 from secateur.llm.source import Source
 from secateur.llm.stream import Change, stream
 from secateur.llm.walk import Progress, batches_of
@@ -68,7 +69,7 @@ def llm_shrink(
     progress: Progress | None = None,
     force: bool = False,
 ) -> Shrunk:
-    """Cut KV groups, neurons and whole blocks out of a language model until it meets its budgets, without training.
+    """Cut KV groups, neurons, whole blocks and residual width out of a language model, without training.
 
     Two passes over the calibration text, a block in memory at a time. The first, dense, ranks the units of every block
     and measures what a cut in it costs the predictions: ``KL(dense || cut)`` of the next token, each block alone. What
@@ -78,7 +79,7 @@ def llm_shrink(
 
     Args:
         model: a folder, a GGUF file, a module or a `Source`. tokens: int64 (samples, window) of the calibration text.
-        budgets: such as ``[of_params(0.75), of_kv(0.5)]``; all hold.
+        budgets: such as ``[of_params(0.75), of_kv(0.5)]``; all hold. None where ``how`` has a width, and no more goes.
         out: a folder, new or of the same call unfinished: that goes on. The survey, and times that were taken for
             budgets, lie beside it until the end.
         how: scores, what is cut, how it is allocated and refitted.
@@ -108,7 +109,9 @@ def llm_shrink(
     how, place = how or Shrinking(), Path(out).expanduser().resolve()
     _check(budgets, how, place, force)
     source = model if isinstance(model, Source) else Source.open(model)
-    anatomy = Anatomy.of(source, sorted({*how.kinds, *HEALED}))
+    anatomy = Anatomy.of(source, sorted({*how.kinds, *HEALED}), width=how.width is not None)
+    if anatomy.stream is not None:  # which channels stay is told by the survey: prices go by their number alone
+        anatomy = anatomy.narrowed(np.arange(anatomy.stream.units) < how.channels(anatomy.stream))
     mine = how.cut(anatomy)
     offered = how.offered(mine)
     folder = place.with_name(f".{place.name}.survey")
@@ -116,24 +119,29 @@ def llm_shrink(
     batches, dense = batches_of(tokens, batch), folder / "dense"
     rows, effects = surveyed(anatomy, mine, how, batches, dense, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects)
-    choice = how.allocate(menu, prices)
+    choice = how.allocate(menu, prices) if prices else _whole(menu)
+    if anatomy.stream is not None:
+        scores = np.sum([row["channels"] for row in rows], axis=0)
+        anatomy = anatomy.narrowed(strongest(scores, how.channels(anatomy.stream)))
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
     plan = anatomy.cut(keep, choice.dropped, how.told())
     small = apply(plan, anatomy.skeleton)
     whole = {f.name: keep.get(f.name, np.ones(f.units, bool)) for f in anatomy.families}
-    cutter = Cutter(anatomy.families, whole, plan, small, how.damping, how.ridge, how.residual, how.heal)
+    slim = Slim.of(anatomy)
+    cutter = Cutter(anatomy.families, whole, plan, small, slim, how.damping, how.ridge, how.residual, how.heal)
     reached = _reached(menu, choice, prices, small)
-    outcome = _told(choice, prices, reached, how.weighs)
+    outcome = _told(choice, prices, reached, how.weighs) | _sizes(anatomy, small)
     told = {**outcome, "how": how.told()}
-    units = digest_of((name, torch.from_numpy(mask)) for name, mask in sorted(keep.items()))
+    units = digest_of((name, torch.from_numpy(mask)) for name, mask in sorted(plan.keep.items()))
 
     def change(rows: Sequence[Mapping[str, Any]]) -> Change:
-        return change_of(small, plan, {**told, "blocks": list(rows)}, source.config)
+        outside = ({}, ()) if slim is None else slim.outside(rows[-1].get("norms", {}))
+        return change_of(small, plan, {**told, "blocks": list(rows)}, source.config, *outside)
 
     done = stream(
         source, tokens, cutter, Path(out).expanduser(), batch=batch, device=device, dtype=dtype, memory=memory,
-        moments=MOMENTS, dense=True, signature={**told, "units": units}, rebuild=cutter.rebuild, change=change,
-        progress=progress, force=force,
+        moments=MOMENTS, dense=True, channels=None if slim is None else slim.channels,
+        signature={**told, "units": units}, rebuild=cutter.rebuild, change=change, progress=progress, force=force,
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     return Shrunk(done.folder, plan, choice, prices, reached, done.rows, outcome)
@@ -141,8 +149,13 @@ def llm_shrink(
 
 def _check(budgets: Sequence[Asked], how: Shrinking, out: Path, force: bool) -> None:
     """Refuse before the first pass what would fail behind it."""
-    if not budgets:
-        raise ArgumentError("no budgets are given, so nothing would go: give one or more, such as [of_params(0.75)]")
+    if not budgets and how.width is None:
+        raise ArgumentError("no budgets are given, so nothing would go: give params=75%, of_params(0.75), or a width")
+    if not budgets and (how.kinds or how.layers):
+        raise ArgumentError(
+            "no budgets are given, so only the width would be cut: give params=75%, of_params(0.75), or no kinds and "
+            "no layers"
+        )
     if how.stats is None and how.criterion.stat not in (None, moments):
         raise ArgumentError(
             f"criterion {how.criterion.name} goes by statistics of the whole model, and stats is None: give "
@@ -168,6 +181,11 @@ def menu_of(
     return Menu(len(anatomy.paths), mine, offered, errors, np.array(drop), scores), ladders
 
 
+def _whole(menu: Menu) -> Choice:
+    """Nothing goes."""
+    return Choice({f.name: f.units for f in menu.families}, (), 0.0)
+
+
 def scaled(errors: Floats, seen: Mapping[int, float]) -> Floats:
     """Errors of every count in the unit of those that were measured: in proportion between these, and beyond.
 
@@ -191,6 +209,14 @@ def _reached(menu: Menu, choice: Choice, prices: Sequence[Price], small: nn.Modu
     """Counted on the cut model; a time as predicted."""
     empty = hollow(small)
     return {p.name: cost_of(choice, menu, p) if p.meter is None else p.meter(empty) for p in prices}
+
+
+def _sizes(anatomy: Anatomy, small: nn.Module) -> dict[str, Any]:
+    """Parameters, and the width of the residual stream where it was asked for."""
+    found = {"parameters": {"dense": int(params(anatomy.skeleton)), "left": int(params(small))}}
+    if anatomy.channels is not None:
+        found["width"] = {"dense": len(anatomy.channels), "left": int(anatomy.channels.sum())}
+    return found
 
 
 def _told(choice: Choice, prices: Sequence[Price], reached: Mapping[str, float], weighed: bool) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from secateur.llm.live import Live
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.ladder import Ladder, ladder
 from secateur.llm.shrink.refit import Kept, centre_, make_up_
-from secateur.llm.shrink.units import Family, kept_columns
+from secateur.llm.shrink.units import Family, kept_columns, within
+from secateur.llm.shrink.width import channel_scores
 from secateur.score.calibrate import Moment, moments
-from secateur.types import Bools, Criterion
+from secateur.types import Bools, Criterion, Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Surveyor:
         families: of all blocks. criterion: ranks units. stats: what it needs beside the inputs' moments, or None.
         damping: of least squares. refit: whether what stays makes up for what goes.
         effects: measures what cuts cost, or None. levels: parts of each family that are cut to measure.
-        drops: whether to measure each block's absence.
+        drops: whether to measure each block's absence. stream: the channels of the residual stream, to be scored too.
     """
 
     families: Sequence[Family]
@@ -39,11 +40,13 @@ class Surveyor:
     effects: Effects | None = None
     levels: Sequence[float] = (0.25, 0.6)
     drops: bool = True
+    stream: Group | None = None
 
     def __call__(self, live: Live) -> dict[str, Any]:
-        """Ladders of the block's families by name: ``order``, ``errors``, ``scores``."""
+        """Ladders of the block's families by name: ``order``, ``errors``, ``scores``; and scores of ``channels``."""
         mine = [f for f in self.families if f.block == live.index]
-        seen = moments_of(live, mine)
+        stream = None if self.stream is None else within(self.stream, live.path)
+        seen = moments_of(live, mine, [] if stream is None else [stream])
         found = {
             f.name: ladder(live.module, f, seen, self.criterion, self.stats, self.damping, self.refit) for f in mine
         }
@@ -53,7 +56,8 @@ class Surveyor:
             n: {"order": x.order.tolist(), "errors": x.errors.tolist(), "scores": x.scores.tolist()}
             for n, x in found.items()
         }
-        return {"ladders": ladders}
+        scored = {} if stream is None else {"channels": channel_scores(live.module, stream, seen).tolist()}
+        return {"ladders": ladders, **scored}
 
     def _changed(
         self, live: Live, found: Mapping[str, Ladder], seen: Mapping[str, Moment]
@@ -83,12 +87,12 @@ def ladder_of(row: Mapping[str, Any]) -> Ladder:
     return Ladder(np.array(row["order"], np.int64), np.array(row["errors"], float), np.array(row["scores"], float))
 
 
-def moments_of(live: Live, families: Sequence[Family]) -> dict[str, Moment]:
-    """Second moments of what the families' consumers are fed, by their names in the block."""
-    if not families:
+def moments_of(live: Live, families: Sequence[Family], more: Sequence[Group] = ()) -> dict[str, Moment]:
+    """Second moments of what the families' consumers are fed, by their names in the block; and those of more groups."""
+    if not families and not more:
         return {}
     batches = (live.calls[i].named(live.module, live.hidden[i]) for i in range(len(live)))
-    groups: Groups = [f.local for f in families]  # type: ignore[assignment]  # only their slices are looked at
+    groups: Groups = [*more, *(f.local for f in families)]  # type: ignore[assignment]  # their slices are looked at
     return moments(live.module, batches, groups, warn=live.index == 0)  # blocks are alike
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from secateur.errors import CoupleError
 from secateur.types import Bools, Group, Ints
 
 
@@ -69,10 +70,30 @@ def families(groups: Iterable[Group], paths: Sequence[str], kinds: Collection[st
         axes = {(s.name, s.dim) for s in group.slices}
         if len(homes) == 1 and home is not None and not axes & taken:
             taken |= axes
-            prefix = f"{paths[home]}."
-            local = tuple(replace(s, name=s.name.removeprefix(prefix)) for s in group.slices)
-            found.append(Family(home, paths[home], group, replace(group, slices=local)))
+            found.append(Family(home, paths[home], group, within(group, paths[home])))
     return sorted(found, key=lambda f: f.block)
+
+
+def stream_of(groups: Iterable[Group], paths: Sequence[str]) -> Group:
+    """The channels of the residual stream: of the groups of kind ``width`` the one that every block reads and writes.
+
+    Raises:
+        CoupleError: there is none.
+    """
+    for group in groups:
+        if group.kind == "width" and all(any(s.name.startswith(f"{p}.") for s in group.slices) for p in paths):
+            return group
+    raise CoupleError(
+        f"the residual stream through {paths[0]} and those behind it cannot become narrower: something pins its "
+        "channels, which `secateur inspect` names; leave the width as it is"
+    )
+
+
+def within(group: Group, path: str) -> Group:
+    """What a group has in one block, tensors by their names there."""
+    lead = f"{path}."
+    mine = (replace(s, name=s.name.removeprefix(lead)) for s in group.slices if s.name.startswith(lead))
+    return replace(group, slices=tuple(mine))
 
 
 def _home(name: str, paths: Sequence[str]) -> int | None:
