@@ -47,7 +47,7 @@ _SHRUNK = {
 STRUCTURED = Table(
     "structured",
     "Language models, smaller",
-    "The same model and text, neurons, key-value groups and blocks removed; share of all parameters that is left. "
+    "The same model and text; neurons, key-value groups, blocks or channels removed; share of all parameters left. "
     "Torch-Pruning 1.6.1 does not trace it.",
     {
         "neurons_25%/obs": "a quarter of the neurons of each block, structured OBS, refitted",
@@ -55,6 +55,7 @@ STRUCTURED = Table(
         "neurons_25%/flap": "a quarter of the neurons, FLAP",
         "neurons_25%/magnitude": "a quarter of the neurons of each block, magnitude",
         "depth_3": "3 of 30 blocks",
+        "width_512": "64 of 576 channels of the residual stream",
         **{f"{p}%/{way}": f"{p} % removed, {label}" for p in (10, 20, 30) for way, label in _SHRUNK.items()},
     },
     {"parameters": ("params_ratio", "{:.3f}"), "perplexity": ("perplexity", "{:.2f}")},

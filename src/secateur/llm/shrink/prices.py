@@ -181,7 +181,7 @@ class Timed:
         held = json.loads(file.read_text(encoding="utf-8"))
         saved = {name: np.array(line, float) for name, line in held["saved"].items()}
         dense, dropped = held["dense"], np.array(held["dropped"], float)
-        return Price(self.name, "s", dense, saved, dropped, self.part * dense, narrower=held["narrower"])
+        return Price(self.name, "s", dense, saved, dropped, self.part * dense, narrower=held.get("narrower", 0.0))
 
     def _taken(self, anatomy: Anatomy, offered: Mapping[str, Ints]) -> Price:
         return timed(anatomy, offered, self.name, self.tokens, self.target, lambda dense: self.part * dense)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import DataError
 from secateur.llm.shrink.ladder import spread
 from secateur.score.calibrate import Moment, real
-from secateur.score.capture import from_matrix, matrix
+from secateur.score.capture import Contraction, from_matrix, matrix
 from secateur.score.obs import damped
 from secateur.solve.refit import observe
 from secateur.types import Example
@@ -124,52 +124,86 @@ def refit_(
         small: a copy of the dense block, cut where ``kept`` says so, changed in place. dense: the block.
         pairs: called once a weight. kept: weights that lose inputs.
 
-    Time: a part of a pass of both blocks, and d³, a weight. Memory: d² doubles, twice.
+    Time: a part of a pass of both blocks, and d³, an input of weights. Memory: d² doubles, three times.
     """
-    first = next(iter(pairs()))[1]
+    seen = {name: use for name, (use, _) in observe(dense, next(iter(pairs()))[1], list(kept)).items()}
     report: dict[str, tuple[float, float]] = {}
-    for name, (use, _) in observe(dense, first, list(kept)).items():
-        k = replace(kept[name], bias=use.bias)
-        moment, sums = _gather(small, dense, pairs, name, k, residual)
-        if damping is None:
-            centre_(small, {name: k}, {name: moment}, dense)
-        else:
-            make_up_(small, {name: k}, {name: moment}, damping, dense)
-        if k.cut:
-            small.get_parameter(name).data.mul_(sums.scale(int(k.columns.sum())))
-        report[name] = _solve_(small, sums, name, k, ridge)
+    for names in _fed_alike(seen, kept):
+        mine = {n: replace(kept[n], bias=seen[n].bias) for n in names}
+        moment, sums = _gather(small, dense, pairs, mine, residual)
+        for name, k in mine.items():
+            m = replace(moment, bias=k.bias)
+            if damping is None:
+                centre_(small, {name: k}, {name: m}, dense)
+            else:
+                make_up_(small, {name: k}, {name: m}, damping, dense)
+            if k.cut:
+                small.get_parameter(name).data.mul_(sums[name].scale(int(k.columns.sum())))
+            report[name] = _solve_(small, sums[name], name, k, ridge)
     return report
 
 
+def _fed_alike(seen: Mapping[str, Contraction], kept: Mapping[str, Kept]) -> list[list[str]]:
+    """Names in the order of execution; neighbours that share their inputs, as query, key and value do, together."""
+    found: list[list[str]] = []
+    for name, use in seen.items():
+        last = found[-1][-1] if found else name
+        a, b, before = kept[last], kept[name], seen[last]
+        alike = (a.cut, before.unfold, before.bias is None) == (b.cut, use.unfold, use.bias is None)
+        if found and alike and torch.equal(a.columns, b.columns) and torch.equal(before.x, use.x):
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
+
+
 def _gather(
-    small: nn.Module, dense: nn.Module, pairs: Pairs, name: str, kept: Kept, residual: float
-) -> tuple[Moment, _Sums]:
-    """Moments of the dense inputs, and sums over the inputs in the cut model."""
-    weight, s = dict(small.named_parameters())[name], kept.columns.to(next(small.parameters()).device)
-    outputs, inner = weight.shape[1 - kept.in_dim], int(s.sum()) + (kept.bias is not None)
-    rows_of = slice(None) if kept.rows is None else kept.rows.to(s.device)
-    zeros = torch.zeros(len(s), len(s), dtype=torch.float64, device=weight.device)
-    moment = Moment(zeros, zeros[0].clone(), 0, kept.in_dim, 1, kept.bias)
-    sums = _Sums(zeros.new_zeros(inner, inner), zeros.new_zeros(outputs, inner))
+    small: nn.Module, dense: nn.Module, pairs: Pairs, kept: Mapping[str, Kept], residual: float
+) -> tuple[Moment, dict[str, _Sums]]:
+    """Moments of the dense inputs that these weights share, and sums over those in the cut model by weight."""
+    first, named = next(iter(kept.values())), dict(small.named_parameters())
+    s = first.columns.to(next(small.parameters()).device)
+    inner = int(s.sum()) + (first.bias is not None)
+    zeros = torch.zeros(len(s), len(s), dtype=torch.float64, device=s.device)
+    moment = Moment(zeros, zeros[0].clone(), 0, first.in_dim, 1, first.bias)
+    gram, alike = zeros.new_zeros(inner, inner), 0.0
+    sums = {n: _Sums(gram, zeros.new_zeros(named[n].shape[1 - k.in_dim], inner)) for n, k in kept.items()}
     for number, (mine, theirs) in enumerate(pairs()):
-        target, stream = observe(dense, theirs, [name], number)[name]
-        c, own = observe(small, mine, [name], number)[name]
-        rows, x, y = real(target.rows()), real(c.rows()), real(target.outputs())[:, rows_of]
-        x = x if kept.cut else x[:, s]
-        sums.alike += float((rows[:, s] * x).sum(dtype=torch.float64))
-        if kept.bias is not None:
+        targets, own = observe(dense, theirs, list(kept), number), observe(small, mine, list(kept), number)
+        use = next(iter(kept))
+        rows, x = real(targets[use][0].rows()), real(own[use][0].rows())
+        x = x if first.cut else x[:, s]
+        alike += float((rows[:, s] * x).sum(dtype=torch.float64))
+        if first.bias is not None:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        if stream is not None:
-            if own is None:
-                raise DataError(f"{name} feeds a residual stream in the dense block but not in the cut one")
-            y = y + residual * (real(target.outputs(stream))[:, rows_of] - real(c.outputs(own)))
         moment.second += (rows.T @ rows).double()
         moment.first += rows.double().sum(0)
         moment.n += len(rows)
-        sums.gram += (x.T @ x).double()
-        sums.cross += (y.T @ x).double()
-        sums.energy += float(y.double().square().sum())
+        gram += (x.T @ x).double()
+        for name, k in kept.items():
+            y = _target(name, k, targets[name], own[name], residual)
+            sums[name].cross += (y.T @ x).double()
+            sums[name].energy += float(y.double().square().sum())
+    for one in sums.values():
+        one.alike = alike
     return moment, sums
+
+
+def _target(
+    name: str,
+    kept: Kept,
+    target: tuple[Contraction, Tensor | None],
+    own: tuple[Contraction, Tensor | None],
+    residual: float,
+) -> Tensor:
+    """What a weight is to put out: as the dense one does, and what the stream that it is added to has lost."""
+    rows = slice(None) if kept.rows is None else kept.rows.to(target[0].y.device)
+    y = real(target[0].outputs())[:, rows]
+    if target[1] is None:
+        return y
+    if own[1] is None:
+        raise DataError(f"{name} feeds a residual stream in the dense block but not in the cut one")
+    return y + residual * (real(target[0].outputs(target[1]))[:, rows] - real(own[0].outputs(own[1])))
 
 
 def _solve_(small: nn.Module, sums: _Sums, name: str, kept: Kept, damping: float) -> tuple[float, float]:
