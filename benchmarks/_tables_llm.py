@@ -55,7 +55,7 @@ STRUCTURED = Table(
         "neurons_25%/flap": "a quarter of the neurons, FLAP",
         "neurons_25%/magnitude": "a quarter of the neurons of each block, magnitude",
         "depth_3": "3 of 30 blocks",
-        "width_512": "64 of 576 channels of the residual stream",
+        "width_504": "72 of 576 channels of the residual stream",
         **{f"{p}%/{way}": f"{p} % removed, {label}" for p in (10, 20, 30) for way, label in _SHRUNK.items()},
     },
     {"parameters": ("params_ratio", "{:.3f}"), "perplexity": ("perplexity", "{:.2f}")},

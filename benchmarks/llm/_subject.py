@@ -188,7 +188,7 @@ def parameters(folder: Path) -> int:
 
 def fresh(name: str) -> Path:
     """A path for a result, where nothing is."""
-    path = FOLDER / "out" / name.replace("/", "-").replace(":", "-").replace("%", "")
+    path = FOLDER / ("out-tiny" if quick() else "out") / name.replace("/", "-").replace(":", "-").replace("%", "")
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

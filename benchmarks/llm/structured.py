@@ -1,7 +1,7 @@
 """Structured pruning of SmolLM2-135M: perplexity of what was saved, loaded anew in a clean process.
 
 Experiment ``structured``; cases ``neurons_25%/METHOD`` (a quarter of the MLP neurons, 14.8 % of the parameters),
-``depth_3`` (3 of 30 blocks), ``width_512`` (of 576 channels of the residual stream) and ``N%/METHOD`` (of all
+``depth_3`` (3 of 30 blocks), ``width_504`` (of 576 channels of the residual stream) and ``N%/METHOD`` (of all
 parameters, at least so many removed); metrics ``perplexity`` and ``params_ratio``, parameters left over those of the
 dense model. Text and judge as in ``one_shot``; nothing is trained where the case does not end in ``+distilled``. A part
 ``N%/METHOD+distilled`` makes both cases, before and after. Torch-Pruning 1.6.1 does not trace this model.
@@ -60,7 +60,7 @@ def judged(case: str, folder: Path) -> list[Figure]:
 def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:
     """One part a method and size."""
     wanted = {f"neurons_25%/{m}": (f"neurons_{m}", NEURONS) for m in ("obs", "mixed", "flap", "magnitude")}
-    wanted["depth_3"], wanted["width_512"] = ("depth", DEPTH), ("width", 100 - 100 * 512 / 576)
+    wanted["depth_3"], wanted["width_504"] = ("depth", DEPTH), ("width", 12.5)
     wanted |= {f"{size}%/{m}": (m.partition("+")[0], float(size)) for size in SIZES for m in METHODS}
     if quick:
         wanted = {"10%/mixed+distilled": ("mixed", 10.0), "10%/flap": ("flap", 10.0), "width": ("width", 25.0)}

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.errors import BudgetError
+from secateur.errors import ArgumentError, BudgetError
 from secateur.llm.memory import Needs
 from secateur.llm.saved import told
-from secateur.llm.shrink import prices
+from secateur.llm.shrink import depth, prices
 from secateur.llm.shrink.asked import Shrinking, of_decode, of_kv, of_params
 from secateur.llm.shrink.depth import greedy_depth
 from secateur.llm.shrink.effect import Effects
@@ -279,6 +279,42 @@ def test_greedy_depth_is_the_plain_loop() -> None:
         assert block == min(trials, key=lambda b: trials[b])
         assert value == pytest.approx(trials[block], rel=1e-5)
         gone.add(block)
+
+
+def test_blocks_go_greedily_until_a_budget_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = llama(num_hidden_layers=4), texts()
+    how = Shrinking(kinds=(), greedy=True, probes=64)
+    done = llm_shrink(model, tokens, [of_params(0.6)], tmp_path / "o", how)
+    order = greedy_depth(Source.open(model), tokens[:4], 3)
+    assert done.choice.dropped == tuple(sorted(b for b, _ in order[:2]))
+    one = sc.params(model).dense - done.reached["params"]
+    assert done.reached["params"] <= 0.6 * params(model) < params(model) - one / 2
+    assert params(tf.AutoModelForCausalLM.from_pretrained(done.folder)) == done.reached["params"]
+    with pytest.raises(Killed):  # in the second round: the first is noted
+        llm_shrink(model, tokens, [of_params(0.6)], tmp_path / "k", how, progress=killed_at(1))
+    rounds = []
+    monkeypatch.setattr(depth, "_next", counted(rounds, depth._next))
+    again = llm_shrink(model, tokens, [of_params(0.6)], tmp_path / "k", how)
+    assert len(rounds) == 1
+    assert again.choice == done.choice
+    assert (again.folder / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
+
+
+def counted(calls: list[Any], of: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any) -> Any:
+        calls.append(args)
+        return of(*args)
+
+    return called
+
+
+def test_greed_is_for_whole_layers_and_budgets(tmp_path: Path) -> None:
+    model = llama()
+    for how, budgets in ((Shrinking(greedy=True), [of_params(0.7)]), (Shrinking(kinds=(), greedy=True), [])):
+        with pytest.raises(ArgumentError):
+            llm_shrink(model, texts(), budgets, tmp_path / "o", how)
+    with pytest.raises(BudgetError, match="the least that can be reached"):
+        llm_shrink(model, texts(), [of_params(0.1)], tmp_path / "o", Shrinking(kinds=(), greedy=True))
 
 
 def test_a_killed_survey_and_cut_go_on(tmp_path: Path) -> None:

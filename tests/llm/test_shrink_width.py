@@ -19,7 +19,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.cli.app import main
-from secateur.errors import ArgumentError, BudgetError, CoupleError
+from secateur.errors import ArgumentError, BudgetError, CoupleError, FormatError
 from secateur.llm.shrink import prices
 from secateur.llm.shrink.asked import Shrinking, of_kv, of_params
 from secateur.llm.shrink.hollow import params
@@ -100,6 +100,19 @@ def test_a_narrower_model_loads_by_from_pretrained(name: str, tmp_path: Path) ->
     small: Any = tf.AutoModelForCausalLM.from_pretrained(done.folder)
     assert (small.config.hidden_size, small.config.head_dim, small.config.num_attention_heads) == (24, 8, 4)
     assert sum(p.numel() for p in small.parameters()) == done.told["parameters"]["left"]
+
+
+def test_a_part_is_rounded_to_what_a_configuration_can_say(tmp_path: Path) -> None:
+    """Llama's refuses a width that is no multiple of the number of heads, though the width of a head is said apart."""
+    model = llama(num_attention_heads=3, num_key_value_heads=1, head_dim=8, hidden_size=48)
+    part = llm_shrink(model, texts(), [], tmp_path / "part", replace(ALONE, width=0.8))
+    assert part.told["width"] == {"dense": 48, "left": 24}
+    assert tf.AutoModelForCausalLM.from_pretrained(part.folder).config.hidden_size == 24
+    number = llm_shrink(model, texts(), [], tmp_path / "number", replace(ALONE, width=32))
+    assert json.loads((number.folder / "shrink.json").read_text())["loads_with"] == "secateur.load"
+    assert sc.load(number.folder).lm_head.weight.shape == (64, 32)
+    with pytest.raises(FormatError, match="no configuration gives"):
+        sc.save_pretrained(tmp_path / "no", sc.apply(number.plan, model), number.plan, {"input_ids": texts(1)})
 
 
 @pytest.mark.parametrize("name", list(MODELS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,10 @@ def shrink(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="All blocks alike, so that plain from_pretrained loads the result.")
     ] = False,
+    greedy: Annotated[
+        bool,
+        typer.Option("--greedy", help="Layers alone, one by one: each time that without which perplexity is least."),
+    ] = False,
     multiple: Annotated[int, typer.Option(min=1, help="Kept neurons are multiples of this.")] = 8,
     residual: Annotated[
         float, typer.Option(min=0, max=1, help="How much of what the stream has lost a refit makes up for.")
@@ -73,9 +78,10 @@ def shrink(
 
     if not budget and kinds is None and width is not None:
         kinds = ""  # the width alone
+    kinds = "layers" if greedy and kinds is None else kinds
     source, on = opened(model), target_of(target, 1)
     tokens = calibration_tokens(source, calibration, samples, window, seed or 0)
-    how = shrinking(score, kinds, uniform, multiple, residual, source, tokens, width)
+    how = replace(shrinking(score, kinds, uniform, multiple, residual, source, tokens, width), greedy=greedy)
     asked = [budget_of(text, tokens.shape[1], on) for text in budget or []]
     with block_progress() as told:
         limit = None if memory is None else bytes_in(memory)

@@ -209,8 +209,10 @@ class _Search:
         return wrong
 
     def _build(self, changes: Changes) -> nn.Module:
+        config = self._with(changes)
+        type(config).from_dict(config.to_dict())  # what is set may pass where what is read is refused
         with torch.device("meta"):
-            built: nn.Module = type(self.model)(self._with(changes))
+            built: nn.Module = type(self.model)(config)
         return built
 
     def _with(self, changes: Changes) -> Any:

@@ -19,9 +19,12 @@ from secateur.llm.shrink.prices import Anatomy, Timed, priced
 from secateur.llm.shrink.result import configuration
 from secateur.llm.shrink.units import Family
 from secateur.score.criteria import obs
-from secateur.types import Criterion, Group, Ints, Target
+from secateur.types import Criterion, Ints, Plan, Target
 
 log = logging.getLogger("secateur")
+
+TRIED = 10
+"""Numbers of channels tried for one that a configuration can say: such as a multiple of the number of heads."""
 
 Asked: TypeAlias = Callable[[Anatomy, Mapping[str, Ints], Path], Price]
 """``(anatomy, counts offered by family, a folder for notes) -> the price and its limit``; what is timed is noted."""
@@ -70,6 +73,8 @@ class Shrinking:
         ridge: of the refit in the cut model, towards the former; None leaves it out.
         residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
         heal: whether blocks that lose nothing are refitted too, behind those that do.
+        greedy: whether blocks go one after another, each time that without which perplexity is least (SLEB), and
+            nothing else with them: with no kinds.
         width: how many channels of the residual stream stay, or what part of them if at most 1; None: all. They go in
             the whole model at once, before the budgets choose among the rest.
         levels: parts of a family that are cut to measure their effects. probes: tokens that these are measured on;
@@ -87,6 +92,7 @@ class Shrinking:
     ridge: float | None = 1e-2
     residual: float = 1.0
     heal: bool = True
+    greedy: bool = False
     width: float | None = None
     levels: Sequence[float] = (0.25, 0.6)
     probes: int = 1024
@@ -94,8 +100,10 @@ class Shrinking:
     @property
     def weighs(self) -> bool:
         """Whether what goes depends on what cuts cost the predictions, which is dear to measure."""
+        if self.greedy or not (self.kinds or self.layers):
+            return False
         by_count = self.allocate is uniform and len(self.kinds) == 1 and not self.layers
-        return bool(self.kinds or self.layers) and not (by_count or self.allocate is ranked)
+        return not (by_count or self.allocate is ranked)
 
     def survey(self) -> dict[str, Any]:
         """What the dense pass depends on."""
@@ -109,7 +117,7 @@ class Shrinking:
         """As it stands in files."""
         how = {"allocation": self.allocate.__name__, "multiples": dict(self.multiples)}
         refit = {"ridge": self.ridge, "residual": self.residual, "heal": self.heal}
-        return {**self.survey(), **how, **refit, "width": self.width}
+        return {**self.survey(), **how, **refit, "width": self.width, "greedy": self.greedy}
 
     def cut(self, anatomy: Anatomy) -> list[Family]:
         """The families that may lose units."""
@@ -127,13 +135,17 @@ class Shrinking:
             found[f.name] = counts(f.units, step, max(f.group.least, 1))
         return found
 
-    def channels(self, stream: Group) -> int:
-        """How many channels of the residual stream stay.
+    def narrowed(self, anatomy: Anatomy) -> Anatomy:
+        """An anatomy of as many channels as are asked for: which they are, the survey tells; prices need their number.
+
+        Of a part of the channels, the most up to it stay that a configuration can say.
 
         Raises:
             ArgumentError: more than there are, or none.
         """
-        asked = stream.units if self.width is None else self.width
+        stream, asked = anatomy.stream, self.width
+        if stream is None or asked is None:
+            return anatomy
         step = int(np.lcm(self._step("width"), stream.multiple))
         found = int(asked * stream.units if asked <= 1 else asked) // step * step
         if not max(stream.least, 1) <= found <= stream.units:
@@ -141,14 +153,21 @@ class Shrinking:
                 f"width is how many of the {stream.units} channels of the residual stream stay, or a part of them, in "
                 f"multiples of {step}; got {asked:g}: give {step} to {stream.units // step * step}"
             )
-        return found
+        fewer = range(found, max(found - TRIED * step, 0), -step)
+        made = (anatomy.narrowed(np.arange(stream.units) < n) for n in fewer)
+        said = next((a for a in made if asked <= 1 and _said(a, a.cut({}))), None)
+        return said or anatomy.narrowed(np.arange(stream.units) < found)
 
     def _step(self, kind: str) -> int:
         return {"neuron": 8, "width": 8, **self.multiples}.get(kind, 1)
+
+
+def _said(anatomy: Anatomy, plan: Plan) -> bool:
+    return configuration(apply(plan, anatomy.skeleton), plan) is not None
 
 
 def sayable(anatomy: Anatomy, kind: str, step: int = 1) -> bool:
     """Whether a configuration of transformers can say that every block has fewer units of a kind."""
     families = [f for f in anatomy.families if f.kind == kind and f.units > step]
     plan = anatomy.cut({f.name: np.arange(f.units) < f.units - int(np.lcm(step, f.group.multiple)) for f in families})
-    return configuration(apply(plan, anatomy.skeleton), plan) is not None
+    return _said(anatomy, plan)

@@ -42,7 +42,9 @@ def surveyed(
     What is done lies in ``folder``. Where a limit on memory sends the streams of the effects there too, a killed run
     goes on from it; else its survey begins again.
     """
-    batches = _probe_first(batches, how.probes)
+    if not (mine or how.weighs or anatomy.stream is not None):
+        return [], {}  # there is nothing to find out
+    batches = probe_first(batches, how.probes)
     count = 1 + sum(len(probes(f.units, how.levels)) for f in mine) + how.layers * len(anatomy.paths)
     width = getattr(getattr(anatomy.skeleton, "config", None), "hidden_size", None) or 4096
     large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
@@ -99,7 +101,7 @@ def _row(folder: Path, block: int) -> dict[str, Any]:
     return row
 
 
-def _probe_first(batches: Sequence[Tensor], tokens: int) -> list[Tensor]:
+def probe_first(batches: Sequence[Tensor], tokens: int) -> list[Tensor]:
     """The batches, the first no larger than the probe, but of one window at least."""
     tokens = min(tokens, max(512, sum(b.numel() for b in batches) // 16))
     rows = max(1, tokens // batches[0].shape[1])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.atomic import write_bytes
 from secateur.errors import ArgumentError
 from secateur.llm.blocks import blocks_of
 from secateur.llm.shrink.effect import DENSE, Effects
+from secateur.llm.shrink.options import Choice, Menu, Price, fits, refuse
+from secateur.llm.shrink.prices import Anatomy, droppable
 from secateur.llm.shrink.tail import Tail
 from secateur.llm.source import Source
-from secateur.llm.walk import Walk, batches_of
+from secateur.llm.walk import Progress, Walk, batches_of
 
 
 def greedy_depth(
@@ -38,20 +45,65 @@ def greedy_depth(
 
     Time: ``count`` rounds of half a pass a block. Memory: one block, and the hidden states once for every block.
     """
-    blocks = len(blocks_of(source.skeleton()))
-    if not 0 < count < blocks:
-        raise ArgumentError(f"{count} of {blocks} blocks are to go: drop at least one and keep at least one")
-    batches = batches_of(tokens, batch)
-    found: list[tuple[int, float]] = []
+    paths = blocks_of(source.skeleton())
+    if not 0 < count < len(paths):
+        raise ArgumentError(f"{count} of {len(paths)} blocks are to go: drop at least one and keep at least one")
+    batches, found = batches_of(tokens, batch), list[tuple[int, float]]()
     for _ in range(count):
-        gone = {b for b, _ in found}
-        walk, effects = Walk.begin(source, batches, device=device, dtype=dtype), Effects(len(batches))
-        for index in range(len(walk)):
-            live = walk.live(index)
-            tried = [] if index in gone else [(str(index), None)]
-            effects.step(live, tried, gone=index in gone)
-        tail = Tail(source, walk.paths, dtype, device)
-        losses = effects.losses(len(walk), lambda i, hidden, tail=tail: tail(batches[i].to(device), hidden), batches)  # type: ignore[misc]
-        order = sorted((loss, int(key)) for key, loss in losses.items() if key != DENSE)
-        found.append((order[0][1], order[0][0]))
+        found.append(_next(source, batches, [b for b, _ in found], device, dtype))
     return found
+
+
+def until_met(
+    anatomy: Anatomy,
+    menu: Menu,
+    prices: Sequence[Price],
+    batches: Sequence[Tensor],
+    notes: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> Choice:
+    """Blocks go one after another, as in `greedy_depth`, until the budgets hold; a killed run goes on at its round.
+
+    Args:
+        menu: of which nothing but blocks is taken. batches: that perplexity is taken on. notes: what has gone so far.
+
+    Raises:
+        BudgetError: they hold with no blocks that can go; names the closest.
+    """
+    can = droppable(anatomy)
+    found: list[tuple[int, float]] = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else []
+    while True:
+        gone = tuple(sorted(b for b, _ in found))
+        choice = Choice({f.name: f.units for f in menu.families if f.block not in gone}, gone, 0.0)
+        if fits(choice, menu, prices):
+            return choice
+        left = [b for b in range(menu.blocks) if can[b] and b not in gone]
+        if not left or len(gone) == menu.blocks - 1:
+            refuse(replace(menu, drop=np.where(can, 0.0, np.inf)), prices)
+        if progress is not None:
+            progress(len(found), menu.blocks, f"layer {len(found) + 1} that goes")
+        found.append(_next(anatomy.source, batches, list(gone), device, dtype, left))
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(notes, json.dumps(found).encode())
+
+
+def _next(
+    source: Source,
+    batches: Sequence[Tensor],
+    gone: Sequence[int],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    tried: Sequence[int] | None = None,
+) -> tuple[int, float]:
+    """The block whose absence, beside those that are gone, leaves the least loss; and that."""
+    walk, effects = Walk.begin(source, batches, device=device, dtype=dtype), Effects(len(batches))
+    for index in range(len(walk)):
+        mine = index not in gone and (tried is None or index in tried)
+        effects.step(walk.live(index), [(str(index), None)] if mine else [], gone=index in gone)
+    tail = Tail(source, walk.paths, dtype, device)
+    losses = effects.losses(len(walk), lambda i, hidden: tail(batches[i].to(device), hidden), batches)
+    loss, block = min((loss, int(key)) for key, loss in losses.items() if key != DENSE)
+    return block, loss

@@ -110,7 +110,7 @@ def mixed(menu: Menu, prices: Sequence[Price], states: int = 20_000) -> Choice:
         allowed = np.isfinite(loss)
         tables[str(b)] = Table(np.arange(len(loss))[allowed], loss[allowed], (most - saved)[:, allowed])
     if (room < -1e-9 * np.array([p.dense for p in prices])).any():
-        _refuse(menu, prices)
+        refuse(menu, prices)
     if len(prices) == 1:
         costs = np.concatenate([t.costs[0] for t in tables.values()])
         whole, states = _unrounded(costs, float(room[0]) + 1e-9 * prices[0].limit, states)
@@ -183,11 +183,11 @@ def ranked(menu: Menu, prices: Sequence[Price]) -> Choice:
         return Choice(kept, (), 0.0)
 
     low, high = 0, len(order)
-    if not _fits(after(high), menu, prices):
-        _refuse(menu, prices)
+    if not fits(after(high), menu, prices):
+        refuse(menu, prices)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _fits(after(middle), menu, prices) else (middle + 1, high)
+        low, high = (low, middle) if fits(after(middle), menu, prices) else (middle + 1, high)
     return after(low)
 
 
@@ -221,18 +221,19 @@ def _choice(menu: Menu, options: Mapping[str, _Option]) -> Choice:
     return Choice(kept, dropped, sum(_loss(menu, int(b), o) for b, o in options.items()))
 
 
-def _fits(choice: Choice, menu: Menu, prices: Sequence[Price]) -> bool:
+def fits(choice: Choice, menu: Menu, prices: Sequence[Price]) -> bool:
+    """Whether a choice holds all budgets."""
     return all(cost_of(choice, menu, p) <= p.limit * (1 + 1e-9) for p in prices)
 
 
 def _best(choices: Sequence[Choice], menu: Menu, prices: Sequence[Price]) -> Choice:
-    fitting = [c for c in choices if _fits(c, menu, prices) and len(c.dropped) < menu.blocks]
+    fitting = [c for c in choices if fits(c, menu, prices) and len(c.dropped) < menu.blocks]
     if not fitting:
-        _refuse(menu, prices)
+        refuse(menu, prices)
     return min(fitting, key=lambda c: c.error)
 
 
-def _refuse(menu: Menu, prices: Sequence[Price]) -> NoReturn:
+def refuse(menu: Menu, prices: Sequence[Price]) -> NoReturn:
     """Say which budget cannot be met, and the closest to it."""
     for p in prices:
         most = []

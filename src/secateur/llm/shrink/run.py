@@ -17,7 +17,8 @@ from secateur.errors import ArgumentError
 from secateur.graph.surgery import apply
 from secateur.llm.shrink.asked import Asked, Shrinking
 from secateur.llm.shrink.cut import Cutter
-from secateur.llm.shrink.dense_pass import MOMENTS, surveyed
+from secateur.llm.shrink.dense_pass import MOMENTS, probe_first, surveyed
+from secateur.llm.shrink.depth import until_met
 from secateur.llm.shrink.hollow import hollow, params
 from secateur.llm.shrink.ladder import Ladder
 from secateur.llm.shrink.options import Choice, Menu, Price, cost_of
@@ -109,9 +110,7 @@ def llm_shrink(
     how, place = how or Shrinking(), Path(out).expanduser().resolve()
     _check(budgets, how, place, force)
     source = model if isinstance(model, Source) else Source.open(model)
-    anatomy = Anatomy.of(source, sorted({*how.kinds, *HEALED}), width=how.width is not None)
-    if anatomy.stream is not None:  # which channels stay is told by the survey: prices go by their number alone
-        anatomy = anatomy.narrowed(np.arange(anatomy.stream.units) < how.channels(anatomy.stream))
+    anatomy = how.narrowed(Anatomy.of(source, sorted({*how.kinds, *HEALED}), width=how.width is not None))
     mine = how.cut(anatomy)
     offered = how.offered(mine)
     folder = place.with_name(f".{place.name}.survey")
@@ -119,10 +118,14 @@ def llm_shrink(
     batches, dense = batches_of(tokens, batch), folder / "dense"
     rows, effects = surveyed(anatomy, mine, how, batches, dense, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects)
-    choice = how.allocate(menu, prices) if prices else _whole(menu)
-    if anatomy.stream is not None:
+    if how.greedy:
+        probe, notes = probe_first(batches, how.probes)[:1], folder / "greedy.json"
+        choice = until_met(anatomy, menu, prices, probe, notes, device=device, dtype=dtype, progress=progress)
+    else:
+        choice = how.allocate(menu, prices) if prices else _whole(menu)
+    if anatomy.channels is not None:
         scores = np.sum([row["channels"] for row in rows], axis=0)
-        anatomy = anatomy.narrowed(strongest(scores, how.channels(anatomy.stream)))
+        anatomy = anatomy.narrowed(strongest(scores, int(anatomy.channels.sum())))
     keep = {n: ladders[n].keep(count) for n, count in choice.kept.items()}
     plan = anatomy.cut(keep, choice.dropped, how.told())
     small = apply(plan, anatomy.skeleton)
@@ -156,6 +159,8 @@ def _check(budgets: Sequence[Asked], how: Shrinking, out: Path, force: bool) -> 
             "no budgets are given, so only the width would be cut: give params=75%, of_params(0.75), or no kinds and "
             "no layers"
         )
+    if how.greedy and (how.kinds or not how.layers or not budgets):
+        raise ArgumentError("greedy takes whole layers alone, until a budget holds: give budgets, no kinds, and layers")
     if how.stats is None and how.criterion.stat not in (None, moments):
         raise ArgumentError(
             f"criterion {how.criterion.name} goes by statistics of the whole model, and stats is None: give "
