@@ -17,6 +17,7 @@ from secateur.score.capture import Contraction, Enough, Watch, matrix
 from secateur.types import Bools, Plan
 
 RIDGE = 1e-2
+ROWS = 4096
 _SCALED: Sequence[Callable[[Tensor, Tensor], Tensor]] = (lambda w, g: g * w, lambda w, g: g * (1 + w) - 1)
 """How a norm is scaled by what it multiplies with: its weight, or one and its weight."""
 
@@ -43,32 +44,50 @@ def scaled_norms(
     small.model = apply(plan, small.model)
     stay = torch.from_numpy(channels).to(live.device)
     head = _head(dense, live.dense.run(0))
+    if head is None or head.x.shape[-1] != len(stay):
+        return {}
     square, cross = _sums(dense, small, head.weight, live)
-    whole = dict(dense.model.named_parameters(remove_duplicate=False))[head.weight]
-    words = matrix(whole.detach().double(), head.in_dim)
-    words = words - words.mean(0)
-    gain = _solved((words[:, stay].T @ words[:, stay]) * square, ((words[:, stay].T @ words) * cross.T).sum(1))
-    return _scaled(small, names, gain, live.run(0))
+    words = _spread(dict(dense.model.named_parameters(remove_duplicate=False))[head.weight], head.in_dim)[stay]
+    gain = _solved(words[:, stay] * square, (words * cross.T).sum(1))
+    return _scaled(small, names, gain, head.weight, live.run(0))
 
 
 def _tail(source: Source, paths: Sequence[str], live: Live) -> Tail:
     return Tail(source, paths, live.hidden.dtype, live.device)
 
 
-def _head(tail: Tail, hidden: Tensor, weight: str | None = None) -> Contraction:
+def _spread(weight: Tensor, in_dim: int) -> Tensor:
+    """``EᵀE`` of a head's matrix less the mean of its rows, float64, some rows at a time."""
+    rows = matrix(weight.detach(), in_dim)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    square = total.new_zeros(len(total), len(total))
+    for part in rows.split(ROWS):
+        total += part.double().sum(0)
+        square += part.double().T @ part.double()
+    return square - torch.outer(total, total) / len(rows)
+
+
+def _head(tail: Tail, hidden: Tensor, weight: str | None = None) -> Contraction | None:
     """The last product with a weight that the model makes behind its blocks; where that is known, its input alone."""
     seen: list[Contraction] = []
     tail.given = hidden
     with contextlib.suppress(Enough), torch.no_grad(), Watch(tail.model, seen.append, last=weight):
         run_model(tail.model, torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device))
-    return seen[-1]
+    return seen[-1] if seen else None
+
+
+def _fed(tail: Tail, hidden: Tensor, weight: str) -> Tensor:
+    """Inputs of the head, (rows, width)."""
+    head = _head(tail, hidden, weight)
+    assert head is not None
+    return head.rows()
 
 
 def _sums(dense: Tail, small: Tail, weight: str, live: Live) -> tuple[Tensor, Tensor]:
     """``sum x xᵀ`` of the head's inputs in the cut model, and ``sum X xᵀ`` with those in the dense one."""
     square, cross = torch.zeros(()), torch.zeros(())
     for i in range(len(live)):
-        theirs, mine = _head(dense, live.dense.run(i), weight).rows(), _head(small, live.run(i), weight).rows()
+        theirs, mine = _fed(dense, live.dense.run(i), weight), _fed(small, live.run(i), weight)
         square = square + (mine.T @ mine).double()
         cross = cross + (theirs.T @ mine).double()
     return square, cross
@@ -82,7 +101,7 @@ def _solved(a: Tensor, b: Tensor) -> Tensor:
     return gain
 
 
-def _scaled(tail: Tail, names: Sequence[str], gain: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+def _scaled(tail: Tail, names: Sequence[str], gain: Tensor, weight: str, hidden: Tensor) -> dict[str, Tensor]:
     """The vectors that scale the head's input by a gain, as is tried out."""
     named = dict(tail.model.named_parameters(remove_duplicate=False))
     held = {n: named[n].detach().clone() for n in names}
@@ -90,7 +109,7 @@ def _scaled(tail: Tail, names: Sequence[str], gain: Tensor, hidden: Tensor) -> d
     def fed(values: Mapping[str, Tensor]) -> Tensor:
         for name, value in {**held, **values}.items():
             named[name].data.copy_(value)
-        return _head(tail, hidden).rows()
+        return _fed(tail, hidden, weight)
 
     before = fed({})
     used = {n: w for n, w in held.items() if not torch.equal(fed({n: w + 1}), before)}
