@@ -203,6 +203,23 @@ def test_an_interrupted_front_is_usable_and_goes_on(device: sc.Target, tmp_path:
     assert bytes_of(tmp_path / "f") == bytes_of(tmp_path / "whole")
 
 
+def test_points_are_judged_again_by_another_function(tmp_path: Path) -> None:
+    def first(model: nn.Module) -> float:
+        return 1.0
+
+    def second(model: nn.Module) -> float:
+        return 2.0
+
+    said: list[str] = []
+    for judge, made in ((first, 2), (first, 0), (second, 2)):
+        found = front(
+            NET, X, cost=sc.params(NET), points=1, baselines=0, quality=judge, folder=tmp_path, tell=said.append
+        )
+        assert [f.value for f in found.points[0].quality.values()] == [judge(NET)]
+        assert sum(" of 2: " in s for s in said) == made
+        said.clear()
+
+
 def test_a_front_stopped_before_its_first_point_is_claimed_again(tmp_path: Path) -> None:
     def stop(words: str) -> None:
         if words == "scoring":

@@ -20,6 +20,7 @@ from secateur.digest import model_hash
 from secateur.errors import ArgumentError, BudgetError, CoupleError, DataError, TraceError
 from secateur.evidence.gather import difference
 from secateur.export.plans import plan_bytes
+from secateur.run.pipeline import figures
 from secateur.types import Artefact, Example
 from tiny import assert_same, attention, cnn, counts, draws, mlp, recount, state_of
 
@@ -150,6 +151,17 @@ def test_a_recovery_that_breaks_the_cut_fails_the_report() -> None:
     report = sc.prune(net, x, budget=half(net), recover=sc.Recovery("shuffle", shuffle)).report
     assert not report.ok
     assert [r.what for r in report.rows if r.ok is False] == ["order follows the plan"]
+
+
+@pytest.mark.parametrize("given", [0.5, torch.tensor(0.5), {"quality": 0.5}])
+def test_a_plain_number_is_a_figure(given: Any) -> None:
+    assert figures(given)["quality"].value == 0.5
+
+
+@pytest.mark.parametrize("given", [None, "good", [1.0, 2.0], {"accuracy": None}])
+def test_a_quality_function_that_gives_no_numbers_is_told(given: Any) -> None:
+    with pytest.raises(ArgumentError, match="return a number or"):
+        figures(given)
 
 
 def test_quality_is_judged_at_every_stage() -> None:

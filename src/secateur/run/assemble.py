@@ -16,6 +16,7 @@ from secateur.errors import ArgumentError
 from secateur.evidence.running_cost import Running
 from secateur.evidence.running_cost import running as running_of
 from secateur.run.names import nearest, resolve
+from secateur.run.pipeline import Quality
 from secateur.run.runfile import BudgetText, Cutting, RecoverText, RunFile
 from secateur.targets.eager import with_threads
 from secateur.targets.energy import counter_for, device_of, energy
@@ -142,21 +143,16 @@ def running(run: RunFile, model: nn.Module) -> Running | None:
     return running_of(device_of(model), run.energy, run.watts, run.country, run.price_per_hour, run.price_per_kwh)
 
 
-def quality(spec: str) -> Callable[[nn.Module], Any]:
-    """The function ``module:name`` that judges a model; a plain number becomes the figure ``quality``.
+def quality(spec: str) -> Quality:
+    """The function ``module:name`` that judges a model.
 
     Raises:
         ArgumentError: no such name, or it is not a function.
     """
-    judge = resolve(spec, {}, "quality")
+    judge: Quality = resolve(spec, {}, "quality")
     if not callable(judge):
         raise ArgumentError(f"quality {spec} is {type(judge).__name__}, expected a function of the model")
-
-    def judged(model: nn.Module) -> Any:
-        found = judge(model)
-        return found if isinstance(found, Mapping) else {"quality": found}
-
-    return judged
+    return judge
 
 
 def recoveries(

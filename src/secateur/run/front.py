@@ -106,7 +106,8 @@ def front(
             each point: the only way for stages to leave alone what is held back.
         target: measured on, where the cost is not measured itself.
         seed: of everything drawn.
-        quality: judges each model; its first figure is drawn, higher is better. Fidelity to dense unless given.
+        quality: judges each model; its first figure is drawn, higher is better. Fidelity to dense unless given. In a
+            folder it is told from others by its name alone.
         baselines: at how many of the budgets; all unless given, 0 for none.
         folder: where points are kept; a temporary one unless given.
         about: what else tells this run from others: points of a run with another one are made again.
@@ -127,6 +128,7 @@ def front(
     if quality is None and batches is None:
         raise ArgumentError("nothing to judge a point by: give data (batches=..., --data) or a quality function")
     fit, judged = (batches, batches) if quality is not None or batches is None else held_back(batches)
+    judge = "fidelity" if quality is None else getattr(quality, "__qualname__", type(quality).__qualname__)
     if quality is None:
         assert judged is not None
         quality = fidelity(model, judged)
@@ -144,7 +146,7 @@ def front(
     names = {"criterion": criterion.name, "allocation": _name(allocation), "normalization": _name(normalize)}
     settings = {
         **made, **names, "cost": cost.name, "limits": asdict(limits or Limits()), "ignore": list(ignore),
-        "target": None if on is None else [on.name, on.threads], "about": dict(about or {}),
+        "target": None if on is None else [on.name, on.threads], "about": dict(about or {}), "quality": judge,
         "recover": "function" if callable(recover) else [s.name for s in _as_list(recover)],
     }  # fmt: skip
     job = _Job(

@@ -27,7 +27,7 @@ from secateur.score.criteria import by_mean, magnitude, score
 from secateur.train.recovery import History, Recovery
 from secateur.types import Batches, Budgets, Criterion, Example, Limits, Plan, Report, Scores, Target
 
-Quality: TypeAlias = Callable[[nn.Module], Mapping[str, Figure | float]]
+Quality: TypeAlias = Callable[[nn.Module], Mapping[str, Figure | float] | float]
 """``model -> {figure: value}``: judged on the dense model and at every stage; never fitted."""
 
 
@@ -165,8 +165,19 @@ def check_unchanged(model: nn.Module, before: str, who: str) -> None:
         raise DataError(f"the dense model changed while it was pruned: {who} wrote to it")
 
 
-def figures(given: Mapping[str, Figure | float]) -> dict[str, Figure]:
-    """What a quality function gave, plain numbers as figures without an interval."""
-    return {
-        k: v if isinstance(v, Figure) else Figure(float(v), float("nan"), float("nan"), 0) for k, v in given.items()
-    }
+def figures(given: Mapping[str, Figure | float] | float) -> dict[str, Figure]:
+    """What a quality function gave, plain numbers as figures without an interval; one alone is called ``quality``.
+
+    Raises:
+        ArgumentError: it gave something else.
+    """
+    named = given if isinstance(given, Mapping) else {"quality": given}
+    try:
+        return {
+            k: v if isinstance(v, Figure) else Figure(float(v), float("nan"), float("nan"), 0) for k, v in named.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"the quality function gave {type(given).__name__} {given!r}: return a number or {{name: number}}, higher "
+            "is better"
+        ) from error
