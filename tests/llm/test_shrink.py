@@ -300,6 +300,19 @@ def test_blocks_go_greedily_until_a_budget_holds(tmp_path: Path, monkeypatch: py
     assert (again.folder / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
 
 
+def test_the_order_of_a_greedy_run_is_taken_up_by_the_same_model_alone(tmp_path: Path) -> None:
+    """A budget that was refused leaves the whole order: another one takes no more of it than it needs."""
+    model, how = llama(num_hidden_layers=4), Shrinking(kinds=(), greedy=True)
+    fresh = llm_shrink(model, texts(), [of_params(0.9)], tmp_path / "fresh", how)
+    with pytest.raises(BudgetError) as refused:
+        llm_shrink(model, texts(), [of_params(0.05)], tmp_path / "o", how)
+    one = sc.apply(Anatomy.of(Source.open(model), ()).cut({}, [1, 2, 3]), model)
+    assert f"least that can be reached is {params(one):.6g}" in str(refused.value)
+    again = llm_shrink(model, texts(), [of_params(0.9)], tmp_path / "o", how)
+    assert again.choice == fresh.choice
+    assert len(fresh.choice.dropped) == 1
+
+
 def counted(calls: list[Any], of: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any) -> Any:
         calls.append(args)

@@ -19,7 +19,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.cli.app import main
-from secateur.errors import ArgumentError, BudgetError, CoupleError, FormatError
+from secateur.errors import ArgumentError, BudgetError, CoupleError, DataError, FormatError
 from secateur.llm.shrink import prices
 from secateur.llm.shrink.asked import Shrinking, of_kv, of_params
 from secateur.llm.shrink.hollow import params
@@ -106,7 +106,7 @@ def test_a_part_is_rounded_to_what_a_configuration_can_say(tmp_path: Path) -> No
     """Llama's refuses a width that is no multiple of the number of heads, though the width of a head is said apart."""
     model = llama(num_attention_heads=3, num_key_value_heads=1, head_dim=8, hidden_size=48)
     part = llm_shrink(model, texts(), [], tmp_path / "part", replace(ALONE, width=0.8))
-    assert part.told["width"] == {"dense": 48, "left": 24}
+    assert part.told["width"] == {"dense": 48, "asked": 0.8, "left": 24}
     assert tf.AutoModelForCausalLM.from_pretrained(part.folder).config.hidden_size == 24
     number = llm_shrink(model, texts(), [], tmp_path / "number", replace(ALONE, width=32))
     assert json.loads((number.folder / "shrink.json").read_text())["loads_with"] == "secateur.load"
@@ -165,6 +165,47 @@ class AttendingOnly(nn.Module):
 
     def forward(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return hidden + self.block.self_attn(self.block.input_layernorm(hidden), **kwargs)[0]  # type: ignore[no-any-return]
+
+
+def test_a_head_that_something_else_feeds_is_left_alone(tmp_path: Path) -> None:
+    """A layer as wide as the stream stands between stream and head: its inputs go, those of the head do not."""
+    config = tf.BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, is_decoder=True, tie_word_embeddings=False,
+    )  # fmt: skip
+    done = llm_shrink(tf.BertLMHeadModel(config).eval(), texts(), [], tmp_path / "o", ALONE)
+    assert done.rows[-1]["norms"] == {}
+    assert sc.load(done.folder).cls.predictions.decoder.weight.shape == (64, 32)
+
+
+class Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 48), nn.Linear(48, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
+
+
+def test_a_router_that_sends_tokens_elsewhere_is_told() -> None:
+    """Two experts by the sign of the first channel: other rows reach them than in the dense block."""
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([Expert(), Expert()])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out, first = x.clone(), x[:, 0] > 0
+            for expert, at in zip(self.experts, (first, ~first), strict=True):
+                out[at] += expert(x[at])
+            return out
+
+    block = Routed().requires_grad_(False)
+    given = [({"x": torch.randn(20, 32)}, {"x": torch.randn(20, 32)})]
+    kept = {"experts.0.up.weight": Kept(1, torch.ones(32, dtype=torch.bool), cut=True)}
+    with pytest.raises(DataError, match=r"experts.0.up.weight is fed \d+ rows in the cut model"):
+        refit_(block, block, lambda: given, kept)
 
 
 def test_a_refit_is_the_ridge_solution_on_the_inputs_of_the_narrower_block() -> None:
@@ -288,8 +329,14 @@ def test_times_are_those_of_narrower_blocks(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     source = Source.open(llama())
-    with pytest.raises(ArgumentError, match=r"multiples of 8; got 40: give 8 to 32"):
-        llm_shrink(source, texts(), [], tmp_path / "o", replace(ALONE, width=40))
+    for width, words in (
+        (40, "a multiple of 1, or .* got 40: give 1 to 31"),
+        (1.0, "a multiple of 8, .* give 8 to 24"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            llm_shrink(source, texts(), [], tmp_path / "o", replace(ALONE, width=width))
+    with pytest.raises(ArgumentError, match=r"says a residual stream of 30 channels; 28 channels it can say: plain"):
+        llm_shrink(source, texts(), [of_params(0.8)], tmp_path / "o", Shrinking(allocate=uniform, plain=True, width=30))
     with pytest.raises(ArgumentError, match="only the width would be cut"):
         llm_shrink(source, texts(), [], tmp_path / "o", Shrinking(width=24))
     with pytest.raises(ArgumentError, match="nothing would go"):
@@ -297,8 +344,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="the least that can be reached"):
         llm_shrink(source, texts(), [of_params(0.1)], tmp_path / "o", Shrinking(width=24, layers=False))
     headless = tf.LlamaModel(tf.LlamaConfig(**BASE))
-    with pytest.raises(CoupleError, match="cannot become narrower"):
+    with pytest.raises(CoupleError, match="cannot become narrower: .* is an output of the model"):
         Anatomy.of(Source.open(headless), ("neuron",), width=True)
+    with pytest.raises(CoupleError, match="cannot become narrower: .* decides by looking at its data"):
+        Anatomy.of(Source.open(made(tf.MixtralConfig(**BASE))), ("neuron",), width=True)
     assert not (tmp_path / "o").exists()
 
 
@@ -308,12 +357,13 @@ def test_the_command_narrows_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     words = ["llm", "shrink", str(tmp_path / "model"), "--calibration", str(tmp_path / "tokens.safetensors")]
     assert main([*words, "--out", str(tmp_path / "small"), "--width", "75%", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["width"] == {"dense": 32, "left": 24}
+    assert told["width"] == {"dense": 32, "asked": 0.75, "left": 24}
     assert tf.AutoConfig.from_pretrained(tmp_path / "small").hidden_size == 24
     assert main([*words, "--out", str(tmp_path / "both"), "--width", "24", "--budget", "params=60%"]) == 0
     shown = capsys.readouterr().out
     assert "width" in shown
-    assert main([*words, "--out", str(tmp_path / "no"), "--width", "wide"]) == 64
-    assert "write 512, or 90%" in capsys.readouterr().err
+    for wrong in ("wide", "nan", "inf", "120%", "0"):
+        assert main([*words, "--out", str(tmp_path / "no"), "--width", wrong]) == 64
+        assert "write 512, or 90%" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "no")]) == 64
     assert "params=75%" in capsys.readouterr().err

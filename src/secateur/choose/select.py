@@ -121,7 +121,7 @@ def _best_of_rows(s: Tensor, keep: int) -> Tensor:
     """Of every row the largest; what is -inf is never among them."""
     edge = _edges(s, s.shape[1] - keep)
     mask = s >= edge
-    extra = mask.sum(1) - keep
+    extra = _counts(mask) - keep
     rows = extra.nonzero()[:, 0]  # where more are equal to the edge than there is room for
     if len(rows):
         some, at = s[rows], edge[rows]
@@ -129,6 +129,11 @@ def _best_of_rows(s: Tensor, keep: int) -> Tensor:
         room = equal.sum(1) - extra[rows]
         mask[rows] = (some > at) | (equal & (equal.cumsum(1) <= room[:, None]))
     return mask
+
+
+def _counts(mask: Tensor) -> Tensor:
+    """How many are True in every row; torch would first write all of them as int64."""
+    return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1)) if mask.device.type == "cpu" else mask.sum(1)
 
 
 def _edges(s: Tensor, at: int) -> Tensor:

@@ -149,7 +149,7 @@ def width_of(text: str) -> float:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = 0.0
-    if value <= 0 or (text.endswith("%") and value > 1) or (value > 1 and value != int(value)):
+    if not 0 < value < float("inf") or (text.endswith("%") and value > 1) or (value > 1 and value != int(value)):
         raise ArgumentError(f"--width {text!r} is no number of channels and no part of them: write 512, or 90%")
     return value
 
@@ -216,7 +216,8 @@ def table_of(done: Shrunk) -> Table:
         table.add_row("params", f"{size['dense']:,}", "", f"{size['left']:,}")
     if "width" in done.told:
         width = done.told["width"]
-        table.add_row("width", str(width["dense"]), str(width["left"]), str(width["left"]))
+        asked = f"{width['asked']:.4g}" if width["asked"] > 1 else f"{width['asked']:.1%}"
+        table.add_row("width", str(width["dense"]), asked, str(width["left"]))
     table.add_section()
     for row in done.rows:
         kept = ", ".join(f"{name.rpartition(':')[2]} {n}" for name, n in row["kept"].items())

@@ -66,7 +66,7 @@ class Solver:
             raise ArgumentError(f"weight{of} is {weight.dtype} {shape}: give a matrix, weight.float()")
         if shape[1] != len(gram.mean):
             raise ArgumentError(f"weight{of} has shape {shape}; expected {len(gram.mean)} columns, one for each input")
-        if not bool(weight.isfinite().all()):
+        if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):  # a finite sum has finite terms
             raise DataError(
                 f"weight{of} has {int((~weight.isfinite()).sum())} entries that are NaN or inf: mend it first"
             )

@@ -146,17 +146,26 @@ class Shrinking:
         stream, asked = anatomy.stream, self.width
         if stream is None or asked is None:
             return anatomy
-        step = int(np.lcm(self._step("width"), stream.multiple))
-        found = int(asked * stream.units if asked <= 1 else asked) // step * step
-        if not max(stream.least, 1) <= found <= stream.units:
+        step = int(np.lcm(self._step("width"), stream.multiple)) if asked <= 1 else stream.multiple
+        found = int(asked * stream.units) // step * step if asked <= 1 else int(asked)
+        if found != asked > 1 or found % step or not max(stream.least, 1) <= found < stream.units:
             raise ArgumentError(
-                f"width is how many of the {stream.units} channels of the residual stream stay, or a part of them, in "
-                f"multiples of {step}; got {asked:g}: give {step} to {stream.units // step * step}"
+                f"width is how many of the {stream.units} channels of the residual stream stay, a multiple of {step}, "
+                f"or a part of them that is one; got {asked:g}: give {step} to {(stream.units - 1) // step * step}"
             )
         fewer = range(found, max(found - TRIED * step, 0), -step)
         made = (anatomy.narrowed(np.arange(stream.units) < n) for n in fewer)
-        said = next((a for a in made if asked <= 1 and _said(a, a.cut({}))), None)
-        return said or anatomy.narrowed(np.arange(stream.units) < found)
+        said = next((a for a in made if _said(a, a.cut({}))), None)
+        asked_for = anatomy.narrowed(np.arange(stream.units) < found)
+        left = 0 if said is None or said.channels is None else int(said.channels.sum())
+        if said is not None and (asked <= 1 or left == found):
+            return said
+        near = f"; {left} channels it can say" if left else ""
+        words = f"no configuration of {anatomy.name} says a residual stream of {found} channels{near}"
+        if self.plain:
+            raise ArgumentError(f"{words}: plain from_pretrained would not load the result")
+        log.warning("%s: sc.load will load the result, plain from_pretrained will not", words)
+        return asked_for
 
     def _step(self, kind: str) -> int:
         return {"neuron": 8, "width": 8, **self.multiples}.get(kind, 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.atomic import write_bytes
+from secateur.digest import digest_of
 from secateur.errors import ArgumentError
 from secateur.llm.blocks import blocks_of
 from secateur.llm.shrink.effect import DENSE, Effects
@@ -68,26 +69,33 @@ def until_met(
     """Blocks go one after another, as in `greedy_depth`, until the budgets hold; a killed run goes on at its round.
 
     Args:
-        menu: of which nothing but blocks is taken. batches: that perplexity is taken on. notes: what has gone so far.
+        menu: of which nothing but blocks is taken. batches: that perplexity is taken on.
+        notes: a folder, where the order of this model on these batches is kept.
 
     Raises:
         BudgetError: they hold with no blocks that can go; names the closest.
     """
     can = droppable(anatomy)
-    found: list[tuple[int, float]] = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else []
+    about = f"{anatomy.source.identity()} {dtype} {can.tolist()}"
+    file = notes / f"{digest_of([(about, torch.zeros(0)), *((str(i), b) for i, b in enumerate(batches))])}.json"
+    found: list[tuple[int, float]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    many = 0
     while True:
-        gone = tuple(sorted(b for b, _ in found))
+        gone = tuple(sorted(b for b, _ in found[:many]))
         choice = Choice({f.name: f.units for f in menu.families if f.block not in gone}, gone, 0.0)
         if fits(choice, menu, prices):
             return choice
         left = [b for b in range(menu.blocks) if can[b] and b not in gone]
-        if not left or len(gone) == menu.blocks - 1:
+        if not left or many == menu.blocks - 1:
+            can &= np.arange(menu.blocks) != (np.argmin(prices[0].dropped) if can.all() else -1)  # one always stays
             refuse(replace(menu, drop=np.where(can, 0.0, np.inf)), prices)
-        if progress is not None:
-            progress(len(found), menu.blocks, f"layer {len(found) + 1} that goes")
-        found.append(_next(anatomy.source, batches, list(gone), device, dtype, left))
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(notes, json.dumps(found).encode())
+        if many == len(found):
+            if progress is not None:
+                progress(many, menu.blocks, f"layer {many + 1} that goes")
+            found.append(_next(anatomy.source, batches, list(gone), device, dtype, left))
+            notes.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, json.dumps(found).encode())
+        many += 1
 
 
 def _next(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,8 @@ def scaled_norms(
     small.model = apply(plan, small.model)
     stay = torch.from_numpy(channels).to(live.device)
     head = _head(dense, live.dense.run(0))
-    if head is None or head.x.shape[-1] != len(stay):
+    read = None if head is None else plan.axes.get((head.weight, head.in_dim))
+    if head is None or read is None or not np.array_equal(read, channels):
         return {}
     square, cross = _sums(dense, small, head.weight, live)
     words = _spread(dict(dense.model.named_parameters(remove_duplicate=False))[head.weight], head.in_dim)[stay]

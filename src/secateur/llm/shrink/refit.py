@@ -172,6 +172,11 @@ def _gather(
         targets, own = observe(dense, theirs, list(kept), number), observe(small, mine, list(kept), number)
         use = next(iter(kept))
         rows, x = real(targets[use][0].rows()), real(own[use][0].rows())
+        if len(rows) != len(x):
+            raise DataError(
+                f"{use} is fed {len(x)} rows in the cut model where the dense one has {len(rows)}: a router sends "
+                "other tokens there once the residual stream is narrower; leave the width as it is"
+            )
         x = x if first.cut else x[:, s]
         alike += float((rows[:, s] * x).sum(dtype=torch.float64))
         if first.bias is not None:

@@ -93,7 +93,8 @@ def llm_shrink(
         ArgumentError: there are no budgets, the criterion lacks its statistics, or the folder is in use.
 
     Memory: one block and its moments, twice; the hidden states of the tokens, dense and cut; and those of ``probes``
-        tokens once for every cut that is measured. Time: seven passes or so, and half a pass over the probes for
+        tokens once for every cut that is measured. With a width, at the last block, what lies outside of the blocks
+        three times, which ``memory`` does not count. Time: seven passes or so, and half a pass over the probes for
         each of these cuts.
 
     Example:
@@ -119,7 +120,7 @@ def llm_shrink(
     rows, effects = surveyed(anatomy, mine, how, batches, dense, device, dtype, memory, progress)
     menu, ladders = menu_of(anatomy, offered, rows, effects)
     if how.greedy:
-        probe, notes = probe_first(batches, how.probes)[:1], folder / "greedy.json"
+        probe, notes = probe_first(batches, how.probes)[:1], folder / "greedy"
         choice = until_met(anatomy, menu, prices, probe, notes, device=device, dtype=dtype, progress=progress)
     else:
         choice = how.allocate(menu, prices) if prices else _whole(menu)
@@ -133,7 +134,7 @@ def llm_shrink(
     slim = Slim.of(anatomy)
     cutter = Cutter(anatomy.families, whole, plan, small, slim, how.damping, how.ridge, how.residual, how.heal)
     reached = _reached(menu, choice, prices, small)
-    outcome = _told(choice, prices, reached, how.weighs) | _sizes(anatomy, small)
+    outcome = _told(choice, prices, reached, how.weighs) | _sizes(anatomy, small, how.width)
     told = {**outcome, "how": how.told()}
     units = digest_of((name, torch.from_numpy(mask)) for name, mask in sorted(plan.keep.items()))
 
@@ -153,14 +154,19 @@ def llm_shrink(
 def _check(budgets: Sequence[Asked], how: Shrinking, out: Path, force: bool) -> None:
     """Refuse before the first pass what would fail behind it."""
     if not budgets and how.width is None:
-        raise ArgumentError("no budgets are given, so nothing would go: give params=75%, of_params(0.75), or a width")
+        raise ArgumentError(
+            "no budgets are given, so nothing would go: give --budget params=75%, of_params(0.75), or a width"
+        )
     if not budgets and (how.kinds or how.layers):
         raise ArgumentError(
-            "no budgets are given, so only the width would be cut: give params=75%, of_params(0.75), or no kinds and "
-            "no layers"
+            "kinds of units are given but no budgets, so only the width would be cut: give --budget params=75%, "
+            "of_params(0.75), or no kinds and no layers"
         )
     if how.greedy and (how.kinds or not how.layers or not budgets):
-        raise ArgumentError("greedy takes whole layers alone, until a budget holds: give budgets, no kinds, and layers")
+        raise ArgumentError(
+            "greedy takes whole layers alone, until a budget holds: give --budget params=75%, of_params(0.75), and no "
+            "kinds but layers"
+        )
     if how.stats is None and how.criterion.stat not in (None, moments):
         raise ArgumentError(
             f"criterion {how.criterion.name} goes by statistics of the whole model, and stats is None: give "
@@ -216,11 +222,11 @@ def _reached(menu: Menu, choice: Choice, prices: Sequence[Price], small: nn.Modu
     return {p.name: cost_of(choice, menu, p) if p.meter is None else p.meter(empty) for p in prices}
 
 
-def _sizes(anatomy: Anatomy, small: nn.Module) -> dict[str, Any]:
+def _sizes(anatomy: Anatomy, small: nn.Module, asked: float | None) -> dict[str, Any]:
     """Parameters, and the width of the residual stream where it was asked for."""
-    found = {"parameters": {"dense": int(params(anatomy.skeleton)), "left": int(params(small))}}
+    found: dict[str, Any] = {"parameters": {"dense": int(params(anatomy.skeleton)), "left": int(params(small))}}
     if anatomy.channels is not None:
-        found["width"] = {"dense": len(anatomy.channels), "left": int(anatomy.channels.sum())}
+        found["width"] = {"dense": len(anatomy.channels), "asked": asked, "left": int(anatomy.channels.sum())}
     return found
 
 

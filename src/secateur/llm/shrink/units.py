@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from secateur.errors import CoupleError
+from secateur.graph.couple import Groups
 from secateur.types import Bools, Group, Ints
 
 
@@ -74,7 +75,7 @@ def families(groups: Iterable[Group], paths: Sequence[str], kinds: Collection[st
     return sorted(found, key=lambda f: f.block)
 
 
-def stream_of(groups: Iterable[Group], paths: Sequence[str]) -> Group:
+def stream_of(groups: Groups, paths: Sequence[str]) -> Group:
     """The channels of the residual stream: of the groups of kind ``width`` the one that every block reads and writes.
 
     Raises:
@@ -83,9 +84,11 @@ def stream_of(groups: Iterable[Group], paths: Sequence[str]) -> Group:
     for group in groups:
         if group.kind == "width" and all(any(s.name.startswith(f"{p}.") for s in group.slices) for p in paths):
             return group
+    outside = [f for f in groups.frozen if f.size > 1 and _home(f.name, paths) is None and f.dim > 0]
+    why = f": {outside[0].name} {outside[0].reason} ({outside[0].line})" if outside else ""
     raise CoupleError(
-        f"the residual stream through {paths[0]} and those behind it cannot become narrower: something pins its "
-        "channels, which `secateur inspect` names; leave the width as it is"
+        f"the residual stream through {paths[0]} and those behind it cannot become narrower{why}; leave the width as "
+        "it is"
     )
 
 
