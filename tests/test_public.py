@@ -46,6 +46,7 @@ ROOMS = [
     "scratch",
     "types",
     "calling",
+    "products",
     "graph",
     "score",
     "choose",

@@ -22,6 +22,7 @@ from secateur.llm.perplexity import (
     scored,
     step_of,
 )
+from secateur.products import fast
 
 TOP = 5
 """Tokens whose sets are compared."""
@@ -168,7 +169,9 @@ def block_errors(
 
 def _hidden(model: nn.Module, ids: Tensor) -> list[Tensor]:
     """Hidden states after each block, float32, (1, tokens, width) each."""
-    out = model(input_ids=ids.to(next(model.parameters()).device), output_hidden_states=True, use_cache=False)
+    device = next(model.parameters()).device
+    with fast(device):
+        out = model(input_ids=ids.to(device), output_hidden_states=True, use_cache=False)
     found = getattr(out, "hidden_states", None) or ()
     return [h.to(ids.device).float() for h in found[1:]]
 

@@ -15,6 +15,7 @@ from secateur.llm import together
 from secateur.llm.activations import Hidden
 from secateur.llm.moments import Fed, Moments, inputs_of, matrix_of
 from secateur.llm.recording import Call, hidden_of
+from secateur.products import fast
 from secateur.solve.gram import Gram
 from secateur.solve.norms import Norms
 
@@ -67,7 +68,7 @@ class Live:
             batch: its number. hidden: other inputs. module: another module in the block's place.
         """
         given = self.hidden[batch] if hidden is None else hidden
-        with torch.no_grad():  # a block may add into its input
+        with torch.no_grad(), fast(self.device):  # a block may add into its input
             out: Tensor = hidden_of(self.calls[batch](self.module if module is None else module, given.clone()))
         return out
 

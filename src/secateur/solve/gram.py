@@ -224,8 +224,9 @@ class GramSum:
         if (dense is None) != (self.cross is None) or (dense is not None and dense.shape != x.shape):
             raise ArgumentError("the dense model's inputs belong to every batch, in the shape of the pruned one's")
         d = rows.shape[1]
+        columns = rows.T.contiguous()  # so that panels lie together
         for at in range(0, d, PANEL):
-            self.second[at : at + PANEL, at:].addmm_(rows[:, at : at + PANEL].T, rows[:, at:])
+            self.second[at : at + PANEL, at:].addmm_(columns[at : at + PANEL], columns[at:].T)
         self.total += rows.sum(0)
         self.rows += len(rows)
         if dense is not None and self.cross is not None:

@@ -66,7 +66,7 @@ class NormSum:
     def add_(self, x: Tensor, most: int = 32) -> NormSum:
         """Add inputs (..., d); ``most`` of them, evenly spaced, are remembered."""
         rows = x.detach().reshape(-1, x.shape[-1]).to(self.square.dtype)
-        self.square += torch.linalg.vector_norm(rows, dim=0).square()
+        self.square += rows.square().sum(0)  # many times as fast as a norm over the first axis
         self.total += rows.sum(0)
         self.rows += len(rows)
         if sum(map(len, self.sample)) < 512:

@@ -20,6 +20,7 @@ from secateur.llm.shrink.survey import kept_of, masked, moments_of
 from secateur.llm.shrink.units import Family
 from secateur.llm.shrink.width import Slim
 from secateur.llm.source import put_
+from secateur.products import fast
 from secateur.types import Bools, Example, Plan
 
 
@@ -101,7 +102,8 @@ class Cutter:
         kept = kept_of(mine, dense.module, self.heal)
         if self.slim is not None:
             kept = self.slim.refitted(dense.module, live.path, kept)
-        found = refit_(live.module, dense.module, pairs, kept, self.damping, self.ridge, self.residual)
+        with fast(live.device):
+            found = refit_(live.module, dense.module, pairs, kept, self.damping, self.ridge, self.residual)
         if any(not np.isfinite(e).all() for e in found.values()):
             raise DataError(f"{live.path}: the calibration data are not finite in the cut model")
         return found

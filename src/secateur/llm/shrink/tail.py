@@ -14,6 +14,7 @@ from secateur.graph.dropping import with_first
 from secateur.llm.recording import run_model
 from secateur.llm.shrink.hollow import hollow, prompt
 from secateur.llm.source import Source, put_
+from secateur.products import fast
 
 
 class Tail:
@@ -61,7 +62,7 @@ class Tail:
             ids: (samples, window). hidden: behind the last block, (samples, window, width).
         """
         self.given = hidden
-        with torch.no_grad():
+        with torch.no_grad(), fast(hidden.device):
             scores: Tensor = tensors_of(run_model(self.model, ids))[0]
         return scores
 
