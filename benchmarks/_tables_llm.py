@@ -36,6 +36,18 @@ ONE_SHOT = Table(
     {"perplexity": ("perplexity", "{:.2f}"), "zeros": ("sparsity", "{:.2f} %")},
 )
 
+ORDERS = Table(
+    "orders",
+    "Language models, what rounding changes",
+    "The same model, text and judge at 2:4, the same calibration windows in three other orders: their sums differ by "
+    "rounding alone. Means, and what is above and below them.",
+    {
+        "secateur/sparsegpt/2:4": "SparseGPT, secateur",
+        "llmcompressor/sparsegpt/2:4": "SparseGPT, llm-compressor 0.14",
+    },
+    {"perplexity": ("perplexity", "{:.2f}"), "least": ("least", "{:.2f}"), "most": ("most", "{:.2f}")},
+)
+
 _SHRUNK = {
     "obs": "neurons and key-value groups by structured OBS, refitted",
     "flap": "neurons and key-value groups by FLAP",
@@ -99,4 +111,23 @@ MEMORY = Table(
     },
 )
 
-TABLES = (ONE_SHOT, STRUCTURED, TIME, MEMORY)
+PRODUCTS = Table(
+    "products",
+    "Products of float32 on a CPU",
+    "Layers of SmolLM2-135M on 4096 tokens, and adding these tokens to a second moment of 1536 inputs; billions of "
+    "operations a second on one thread by torch's own library and within `secateur.products.fast`, in turns, and the "
+    "ratio of seconds.",
+    {
+        "4096x576x576": "576 inputs, 576 outputs",
+        "4096x576x1536": "576 inputs, 1536 outputs",
+        "4096x1536x576": "1536 inputs, 576 outputs",
+        "second_moment": "second moment",
+    },
+    {
+        "torch's own": ("own_gflops", "{:.0f}"),
+        "within fast": ("gflops", "{:.0f}"),
+        "ratio of seconds": ("ratio", "{:.2f}"),
+    },
+)
+
+TABLES = (ONE_SHOT, ORDERS, STRUCTURED, TIME, PRODUCTS, MEMORY)

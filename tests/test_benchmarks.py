@@ -238,7 +238,14 @@ def test_a_language_model_is_pruned_saved_and_judged_in_clean_processes(
     found = {(r["case"], r["metric"]): float(r["value"]) for r in _rows.read(tmp_path / "quick.csv")}
     assert set(found) == {("secateur/wanda/2:4", "perplexity"), ("secateur/wanda/2:4", "sparsity")}
     assert found["secateur/wanda/2:4", "sparsity"] == 50
-    assert {t.experiment for t in _tables_llm.TABLES} == {"one_shot", "structured", "time", "memory"}
+    assert {t.experiment for t in _tables_llm.TABLES} == {
+        "one_shot",
+        "orders",
+        "structured",
+        "time",
+        "products",
+        "memory",
+    }
 
 
 def test_a_limited_command_tells_its_own_peak_not_its_parents(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from shrinking import BASE, gpt2, llama, made, neox, qwen2, texts
 from torch import nn
 from torch.nn import functional as F
@@ -176,6 +176,35 @@ def test_a_mixed_plan_loads_again(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(expected))
     dense, cut = logits(model), logits(loaded)
     assert float((cut - dense).square().mean()) < float(dense.square().mean())
+
+
+def bare_gpt2(folder: Path) -> nn.Module:
+    """Saved as the first GPT-2 was: without the prefix, with the causal masks."""
+    model = gpt2()
+    model.save_pretrained(folder)  # type: ignore[operator]
+    state = {k.removeprefix("transformer."): v for k, v in load_file(folder / "model.safetensors").items()}
+    state |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril().bool() for i in range(3)}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def mixtral(folder: Path) -> nn.Module:
+    """Its experts are apart in the file, and one tensor in the module."""
+    model = made(tf.MixtralConfig(**BASE, num_local_experts=4))
+    model.save_pretrained(folder)  # type: ignore[operator]
+    assert any(".experts.0." in name for name in load_file(folder / "model.safetensors"))
+    return model
+
+
+@pytest.mark.parametrize(("save", "part"), [(bare_gpt2, 0.8), (mixtral, 0.95)])
+def test_a_checkpoint_of_other_names_than_the_module_loads_again(
+    save: Callable[[Path], nn.Module], part: float, tmp_path: Path
+) -> None:
+    model, how = save(tmp_path / "dense"), Shrinking(layers=False)
+    done = llm_shrink(tmp_path / "dense", texts(), [of_params(part)], tmp_path / "o", how, batch=4)
+    assert json.loads((done.folder / "shrink.json").read_text())["loads_with"] == "secateur.load"
+    direct = llm_shrink(model, texts(), [of_params(part)], tmp_path / "direct", how, batch=4)
+    torch.testing.assert_close(logits(sc.load(done.folder)), logits(sc.load(direct.folder)))
 
 
 @pytest.mark.parametrize("name", ["gqa", "mqa_tied_biased"])

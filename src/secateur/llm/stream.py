@@ -55,12 +55,14 @@ class Change:
         names: ``name in the module -> its new one``, for blocks that are renumbered; None leaves a tensor out.
         extra: ``(folder)``: writes more files.
         tensors: name in the module -> new values of tensors outside of the blocks.
+        own_names: tensors get the module's names, not the checkpoint's, which transformers may rename and merge.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     names: Callable[[str], str | None] = lambda name: name
     extra: Callable[[Path], None] | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    own_names: bool = False
 
 
 def stream(
@@ -212,16 +214,21 @@ def _publish(folder: Folder, walk: Walk, blocks: Blocks, change: Change, packed:
     for path in result.glob(".*"):  # what a killed run was writing
         path.unlink()
     if packed:
-        done = {
-            f"{walk.paths[i]}.{n}": Made.copied(f"{walk.paths[i]}.{n}", stored)
-            for i in range(len(walk))
-            for n, stored in stored_in(blocks.file(i)).items()
-        }
-        write_packed(result, walk.source, walk.skeleton, by_module(walk.source, walk.skeleton, done))
+        write_packed(result, walk.source, walk.skeleton, _in_module(walk, blocks, change))
         finish(result, walk.source, [], change.config, change.extra)
     else:
-        finish(result, walk.source, _result(walk, blocks, change), change.config, change.extra)
+        named = _in_module if change.own_names else _result
+        finish(result, walk.source, named(walk, blocks, change), change.config, change.extra)
     folder.place(result)
+
+
+def _in_module(walk: Walk, blocks: Blocks, change: Change) -> list[Made]:
+    """Every tensor of the result once, by its name in the module."""
+    done = {n: Made.of(n, t.detach().cpu()) for n, t in change.tensors.items()}
+    for i, path in enumerate(walk.paths):
+        done |= {f"{path}.{n}": Made.copied(f"{path}.{n}", s) for n, s in stored_in(blocks.file(i)).items()}
+    named = ((change.names(t.name), t) for t in by_module(walk.source, walk.skeleton, done))
+    return [replace(t, name=name) for name, t in named if name is not None]
 
 
 def _result(walk: Walk, blocks: Blocks, change: Change) -> list[Made]:

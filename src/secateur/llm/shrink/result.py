@@ -85,7 +85,7 @@ def change_of(
     def names(name: str) -> str | None:
         return None if name in gone else renamed(name, plan.layers)
 
-    return Change(config=changed, names=names, extra=extra, tensors=tensors or {})
+    return Change(changed, names, extra, tensors or {}, own_names=config is None)
 
 
 def alike(plan: Plan, small: nn.Module) -> bool:
