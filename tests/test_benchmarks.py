@@ -123,8 +123,15 @@ def test_the_readme_says_the_perplexities_of_language_models() -> None:
     libraries = {"secateur": "secateur", "llm-compressor 0.14": "llmcompressor"}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = _rows.read(ROOT / "benchmarks" / "results" / "llm.csv")
-    found = {r["case"]: f"{float(r['value']):.1f}" for r in rows if r["metric"] == "perplexity"}
+    found = {
+        r["case"]: f"{float(r['value']):.1f}"
+        for r in rows
+        if (r["experiment"], r["metric"]) == ("one_shot", "perplexity")
+    }
     assert f"(dense {found['dense']};" in text
+    took = {r["case"]: float(r["value"]) for r in rows if r["metric"] == "ratio_to_llmcompressor"}
+    assert f"SparseGPT at 50 % takes {took['secateur/sparsegpt/50%']:.2f} of llm-compressor's time" in text
+    assert f"Wanda {took['secateur/wanda/50%']:.2f} (one" in text
     patterns = ("50%", "2:4", "70%")
     lines = [r for r in table_rows(text) if len(r) == 4 and r[0].partition(", ")[0] in libraries]
     assert len(lines) == 5

@@ -95,6 +95,8 @@ def test_gradients_go_through() -> None:
         (torch.ones(9, 4).double(), torch.ones(4, 3).double()),
         (torch.ones(9, 4).bfloat16(), torch.ones(4, 3).bfloat16()),
         (torch.ones(9, 4, device="meta"), torch.ones(4, 3, device="meta")),
+        (torch.ones(9, 4).to_sparse(), torch.ones(4, 3)),
+        (torch.ones(9, 4), torch.ones(4, 3, dtype=torch.complex64).conj().imag),  # a view whose sign is put off
         (torch.ones(7, 4), torch.ones(4, 3)),  # of so few rows torch's own are as fast
     ],
 )

@@ -76,7 +76,8 @@ class OneDnn(TorchDispatchMode):
 def worth_it(left: Tensor, right: Tensor) -> bool:
     """Whether a product is one of plain float32 matrices on the CPU, of more than a few rows, and large."""
     for t in (left, right):
-        if type(t) not in (Tensor, nn.Parameter) or t.dtype != torch.float32 or t.device.type != "cpu":
+        plain = type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided and not t.is_neg()
+        if not plain or t.dtype != torch.float32 or t.device.type != "cpu":
             return False
     return left.numel() >= 8 * right.shape[0] and left.numel() * right.shape[-1] >= WORK
 
