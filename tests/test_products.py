@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur import products
-from secateur.products import OneDnn, fast, worth_it
+from secateur.products import OneDnn, fast, fast_for, worth_it
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN: its own products are used"
@@ -102,6 +102,14 @@ def test_gradients_go_through() -> None:
 )
 def test_what_is_left_to_torch(left: Tensor, right: Tensor) -> None:
     assert not worth_it(left, right)
+
+
+def test_models_with_large_matrices_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "slow_here", lambda: True)
+    assert isinstance(fast_for(nn.Linear(256, 256)), OneDnn)
+    assert not isinstance(fast_for(nn.Linear(16, 16)), OneDnn)
+    assert not isinstance(fast_for(nn.Conv2d(256, 256, 3)), OneDnn)
+    assert not isinstance(fast_for(nn.Linear(256, 256, device="meta")), OneDnn)
 
 
 def test_only_where_torch_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WORK = 1 << 20
 """Multiplications from which on a product is worth the way."""
 
+LARGE = 1 << 15
+"""Entries of such a matrix."""
+
 
 def fast(device: torch.device | str = "cpu") -> AbstractContextManager[Any]:
     """Within it, products of two float32 matrices on a CPU are oneDNN's where torch's own are slow; else nothing.
@@ -38,6 +41,17 @@ def fast(device: torch.device | str = "cpu") -> AbstractContextManager[Any]:
         True
     """
     return OneDnn() if torch.device(device).type == "cpu" and slow_here() else contextlib.nullcontext()
+
+
+def fast_for(model: nn.Module) -> AbstractContextManager[Any]:
+    """`fast`, for a model with a matrix that is large enough to gain by it; else nothing.
+
+    Example:
+        >>> type(fast_for(nn.Linear(4, 4))).__name__
+        'nullcontext'
+    """
+    large = next((p for p in model.parameters() if p.dim() == 2 and p.numel() >= LARGE), None)
+    return contextlib.nullcontext() if large is None else fast(large.device)
 
 
 @functools.cache

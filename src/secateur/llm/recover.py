@@ -15,7 +15,6 @@ from secateur.errors import ArgumentError, DataError
 from secateur.graph.dropping import original
 from secateur.llm.blocks import blocks_of
 from secateur.llm.lora import Lora, adapted
-from secateur.products import fast
 from secateur.train.distill import distill
 from secateur.train.losses import kl_logits
 from secateur.train.masks import Masks
@@ -123,7 +122,6 @@ def distill_tokens(
         masks = Masks(small, zeros_of(small))
         with ExitStack() as stack:
             stack.enter_context(_no_caches(small, dense))
-            stack.enter_context(fast(next(small.parameters()).device))
             if checkpointing:
                 stack.enter_context(checkpointed(small, blocks_of(small)))
             if lora is not None:

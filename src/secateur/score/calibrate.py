@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from secateur.calling import as_call, example_of, run, tensors_of
 from secateur.errors import ArgumentError, DataError
 from secateur.graph.couple import Groups
+from secateur.products import fast_for
 from secateur.score.capture import Contraction, Watch, version
 from secateur.types import Batches, Criterion, Example, Floats
 
@@ -130,7 +131,7 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None, wa
     with quiet_eval(model), torch.no_grad():
         for number, example, _ in checked(model, batches):
             known.clear()
-            with Watch(model, seen):
+            with fast_for(model), Watch(model, seen):
                 forward(model, example, number)
     for name, m in found.items():
         if not bool(torch.isfinite(m.second).all()):
@@ -198,7 +199,7 @@ def contributions(model: nn.Module, batches: Batches, loss: Loss, groups: Groups
     try:
         for p in named.values():
             p.requires_grad_(p.dtype.is_floating_point)
-        with quiet_eval(model), torch.enable_grad():
+        with quiet_eval(model), torch.enable_grad(), fast_for(model):
             for number, example, targets in checked(model, batches):
                 value = loss(forward(model, example, number), targets, generator)
                 if not bool(torch.isfinite(value)):

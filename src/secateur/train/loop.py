@@ -12,6 +12,7 @@ import torch
 
 from secateur.calling import tensors_of
 from secateur.errors import DataError
+from secateur.products import fast_for
 from secateur.train.batches import Source, not_finite, one_epoch
 from secateur.train.modes import train_mode_
 from secateur.train.resume import save
@@ -34,11 +35,14 @@ def train_(
     train_mode_(r.small, s.dropout, s.batch_norm)
     while at.step < r.total and not (s.patience and at.stale >= s.patience):
         epoch, position, raw = next(batches)
-        loss = objective(r, raw, lasting=True) / s.accumulate
-        if not loss.requires_grad:
-            raise ValueError("the loss does not depend on any trained parameter: look at trainable, loss and hidden")
-        r.pending.append((f"loss of batch {position} of epoch {epoch}", loss.detach(), raw))
-        loss.backward()
+        with fast_for(r.small):
+            loss = objective(r, raw, lasting=True) / s.accumulate
+            if not loss.requires_grad:
+                raise ValueError(
+                    "the loss does not depend on any trained parameter: look at trainable, loss and hidden"
+                )
+            r.pending.append((f"loss of batch {position} of epoch {epoch}", loss.detach(), raw))
+            loss.backward()
         micro = (micro + 1) % s.accumulate
         if micro:
             continue
@@ -105,7 +109,8 @@ def validate_(r: Run) -> float:
         r.small.eval()
         if isinstance(r.validation, Source):
             for i, raw in enumerate(one_epoch(r.validation, r.settings.seed)):
-                value, rows = objective(r, raw, r.validation.pure).item(), len(tensors_of(r.split(raw)[0])[0])
+                with fast_for(r.small):
+                    value, rows = objective(r, raw, r.validation.pure).item(), len(tensors_of(r.split(raw)[0])[0])
                 if not math.isfinite(value):
                     raise DataError(
                         f"validation batch {i}: loss is {value}; {(not_finite(raw) or ['it is finite'])[0]}"

@@ -17,7 +17,6 @@ from secateur.llm.shrink.ladder import Ladder, ladder
 from secateur.llm.shrink.refit import Kept, centre_, make_up_
 from secateur.llm.shrink.units import Family, kept_columns, within
 from secateur.llm.shrink.width import channel_scores
-from secateur.products import fast
 from secateur.score.calibrate import Moment, moments
 from secateur.types import Bools, Criterion, Group
 
@@ -94,8 +93,7 @@ def moments_of(live: Live, families: Sequence[Family], more: Sequence[Group] = (
         return {}
     batches = (live.calls[i].named(live.module, live.hidden[i]) for i in range(len(live)))
     groups: Groups = [*more, *(f.local for f in families)]  # type: ignore[assignment]  # their slices are looked at
-    with fast(live.device):
-        return moments(live.module, batches, groups, warn=live.index == 0)  # blocks are alike
+    return moments(live.module, batches, groups, warn=live.index == 0)  # blocks are alike
 
 
 def kept_of(chosen: Sequence[tuple[Family, Bools]], block: nn.Module, every: bool = False) -> dict[str, Kept]:
