@@ -30,7 +30,8 @@ class Table:
             f"| {' | '.join(['---'] * (len(self.columns) + 2))} |",
         ]
         for case, label in self.cases.items():
-            runs = sum(c == case for c, _ in seeds)
+            numbered = {seed for c, seed in seeds if c == case} - {""}
+            runs = len(numbered) or int((case, "") in seeds)
             cells = [
                 form.format(figures[case, m]) if (case, m) in figures else "–" for m, form in self.columns.values()
             ]
