@@ -20,6 +20,7 @@ from torch import nn
 import secateur as sc
 from secateur.cli.app import main
 from secateur.errors import ArgumentError, BudgetError, CoupleError, DataError, FormatError
+from secateur.llm.memory import Needs
 from secateur.llm.shrink import prices
 from secateur.llm.shrink.asked import Shrinking, of_kv, of_params
 from secateur.llm.shrink.hollow import params
@@ -296,9 +297,10 @@ def stops_at(when: int) -> Callable[[int, int, str], None]:
     return stop
 
 
-def test_hidden_states_on_disk_make_the_same(tmp_path: Path) -> None:
+def test_hidden_states_on_disk_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = llm_shrink(llama(), texts(), [], tmp_path / "memory", ALONE, batch=4)
-    disk = llm_shrink(llama(), texts(), [], tmp_path / "disk", ALONE, batch=4, memory=1e9)
+    monkeypatch.setattr(Needs, "on_disk", lambda self, limit: limit is not None)
+    disk = llm_shrink(llama(), texts(), [], tmp_path / "disk", ALONE, batch=4, memory=1.0)
     assert (disk.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
