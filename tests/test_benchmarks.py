@@ -129,6 +129,10 @@ def test_the_readme_says_the_perplexities_of_language_models() -> None:
         if (r["experiment"], r["metric"]) == ("one_shot", "perplexity")
     }
     assert f"(dense {found['dense']};" in text
+    shrunk = {r["case"]: f"{float(r['value']):.1f}" for r in rows if r["metric"] == "perplexity"}
+    small, more = ((shrunk[f"{size}%/mixed"], shrunk[f"{size}%/mixed+distilled"]) for size in (10, 20))
+    told = f"{small[0]} with 10 % fewer parameters and {more[0]} with 20 %, without training; {small[1]} and {more[1]}"
+    assert told in " ".join(text.split())
     took = {r["case"]: float(r["value"]) for r in rows if r["metric"] == "ratio_to_llmcompressor"}
     assert f"SparseGPT at 50 % takes {took['secateur/sparsegpt/50%']:.2f} of llm-compressor's time" in text
     assert f"Wanda {took['secateur/wanda/50%']:.2f} (one" in text
