@@ -56,6 +56,32 @@ def test_products_of_any_layout_are_those_of_float64(n: int, d: int, m: int, lef
 
 
 @needs_onednn
+@pytest.mark.parametrize(
+    "bias",
+    [torch.randn(24), torch.randn(48)[::2], torch.randn(1).expand(24), torch.randn(1), torch.randn(16, 24)],
+    ids=["plain", "every second", "expanded", "one number", "a matrix"],
+)
+def test_biases_of_any_layout(bias: Tensor) -> None:
+    a, b = torch.randn(16, 32), torch.randn(32, 24)
+    with OneDnn():
+        found = torch.addmm(bias, a, b)
+    torch.testing.assert_close(found, bias + a @ b, rtol=1e-5, atol=1e-5)
+    if bias.dim() == 1:
+        with torch.inference_mode(), OneDnn():
+            found = F.linear(a, b.T, bias)
+        torch.testing.assert_close(found, bias + a @ b, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_vector_in_the_place_of_a_matrix_is_left_to_torch(mode: type[torch.no_grad]) -> None:
+    x, w = torch.randn(16, 32), torch.randn(32)
+    with mode(), OneDnn():
+        found = F.linear(x, w)
+    torch.testing.assert_close(found, x @ w)
+
+
+@needs_onednn
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_layers_are_caught_in_every_mode(

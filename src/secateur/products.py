@@ -77,13 +77,14 @@ class OneDnn(TorchDispatchMode):
         if not kwargs:
             if func is torch.ops.aten.mm.default and worth_it(*args):
                 return product(args[0], args[1])
-            if func is torch.ops.aten.addmm.default and args[0].dim() == 1 and worth_it(args[1], args[2]):
+            if func is torch.ops.aten.addmm.default and worth_it(*args[1:]) and args[0].shape == args[2].shape[1:]:
                 return product(args[1], args[2], args[0])
             if func is torch.ops.aten.addmm_.default and worth_it(args[1], args[2]):
                 return args[0].add_(product(args[1], args[2]))
             if func is torch.ops.aten.linear.default and worth_it(args[0], args[1].t()):  # where nothing takes it apart
                 x, bias = args[0], args[2] if len(args) > 2 else None
-                return product(x.reshape(-1, x.shape[-1]), args[1].t(), bias).view(*x.shape[:-1], -1)
+                if bias is None or bias.shape == args[1].shape[:1]:
+                    return product(x.reshape(-1, x.shape[-1]), args[1].t(), bias).view(*x.shape[:-1], -1)
         return func(*args, **(kwargs or {}))
 
 
@@ -93,12 +94,15 @@ def worth_it(left: Tensor, right: Tensor) -> bool:
         plain = type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided and not t.is_neg()
         if not plain or t.dtype != torch.float32 or t.device.type != "cpu":
             return False
-    return left.numel() >= 8 * right.shape[0] and left.numel() * right.shape[-1] >= WORK
+    if right.dim() != 2:  # a vector in a linear layer's place
+        return False
+    return left.numel() >= 8 * right.shape[0] and left.numel() * right.shape[1] >= WORK
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """``left @ right + bias`` by oneDNN; float32, (n, d) and (d, m), and (m,)."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(left), _dense(right).t(), bias, "none", [], "")
+    added = None if bias is None else bias.contiguous()  # its strides are not looked at
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(left), _dense(right).t(), added, "none", [], "")
     return out
 
 

@@ -22,7 +22,7 @@ from secateur.llm.perplexity import (
     scored,
     step_of,
 )
-from secateur.products import fast
+from secateur.products import fast_for
 
 TOP = 5
 """Tokens whose sets are compared."""
@@ -169,9 +169,8 @@ def block_errors(
 
 def _hidden(model: nn.Module, ids: Tensor) -> list[Tensor]:
     """Hidden states after each block, float32, (1, tokens, width) each."""
-    device = next(model.parameters()).device
-    with fast(device):
-        out = model(input_ids=ids.to(device), output_hidden_states=True, use_cache=False)
+    with fast_for(model):
+        out = model(input_ids=ids.to(next(model.parameters()).device), output_hidden_states=True, use_cache=False)
     found = getattr(out, "hidden_states", None) or ()
     return [h.to(ids.device).float() for h in found[1:]]
 

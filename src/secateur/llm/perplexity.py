@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ArgumentError, DataError, brief
 from secateur.llm.texts import tokens_of
-from secateur.products import fast
+from secateur.products import fast_for
 from secateur.score.calibrate import quiet_eval
 from secateur.types import Floats
 
@@ -201,7 +201,7 @@ def scored(
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
     """Logits (batch, tokens, vocabulary) of token ids, without a cache."""
-    with fast(ids.device):
+    with fast_for(model):
         out = model(input_ids=ids, use_cache=False) if hasattr(model, "config") else model(input_ids=ids)
     found = getattr(out, "logits", out)
     if not isinstance(found, Tensor) or found.dim() != 3:
