@@ -20,6 +20,7 @@ from _rows import Figure
 from secateur.atomic import write_bytes
 
 SEEDS = (1, 2, 3)
+METHODS = ("sparsegpt", "wanda")
 LIBRARIES = {"secateur": _subject.ours, "llmcompressor": _subject.peers}
 
 
@@ -52,7 +53,7 @@ def figures_of(library: str, method: str, pattern: str, seeds: tuple[int, ...]) 
 
 def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:
     """One part a library and method."""
-    libraries, methods, seeds = (("secateur",), ("wanda",), SEEDS[:1]) if quick else (LIBRARIES, ("sparsegpt",), SEEDS)
+    libraries, methods, seeds = (("secateur",), ("wanda",), SEEDS[:1]) if quick else (LIBRARIES, METHODS, SEEDS)
     return {
         f"{library}/{method}/2:4": functools.partial(figures_of, library, method, "2:4", tuple(seeds))
         for method in methods
