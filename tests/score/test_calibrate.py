@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import ArgumentError, DataError
-from secateur.score.calibrate import contributions, default_loss, moments, subsample
+from secateur.score.calibrate import contributions, default_loss, moments
 from tiny import Attention, assert_same, attention, cnn, draws, groups_of, mlp, state_of
 
 
@@ -78,12 +78,6 @@ def test_moments_of_a_convolution_are_those_of_its_patches() -> None:
 def test_only_what_the_groups_need_is_kept() -> None:
     net = mlp(4, 8, 2)
     assert set(moments(net, draws(1, 3, 4), groups_of(net, torch.zeros(1, 4)))) == {"2.weight"}
-
-
-def test_subsample_is_evenly_spaced() -> None:
-    rows = torch.arange(10)[:, None]
-    assert subsample(rows, 4).flatten().tolist() == [0, 3, 6, 9]
-    assert subsample(rows, 10) is rows
 
 
 @pytest.mark.parametrize("criterion", [sc.obs, sc.taylor])

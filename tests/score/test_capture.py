@@ -82,6 +82,14 @@ def test_weight_times_rows_is_the_output(layer: nn.Module, shape: tuple[int, ...
     assert c.rows().shape[1] == weight.shape[c.in_dim] * c.taps
 
 
+@pytest.mark.parametrize("most", [1, 4, 7, 1000])
+@pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS)
+def test_a_part_of_the_rows_is_evenly_spaced(layer: nn.Module, shape: tuple[int, ...], most: int) -> None:
+    (c,) = seen_by(layer, torch.randn(shape))
+    rows = c.rows()
+    assert torch.equal(c.rows(most=most), rows[:: -(-len(rows) // most)])
+
+
 class Products(nn.Module):
     """The ways to multiply by a parameter, one after another."""
 

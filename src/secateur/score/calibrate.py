@@ -116,7 +116,7 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None, wa
         key = (version(c.x), c.taps, *c.unfold.items())
         sums = next((s for x, k, s in known if x is c.x and k == key), None)
         if sums is None:
-            rows = subsample(real(c.rows()))
+            rows = real(c.rows(most=ROWS))
             sums = ((rows.T @ rows).double(), rows.double().sum(0), len(rows))
             known.append((c.x, key, sums))
         second, first, n = sums
@@ -151,6 +151,8 @@ def moments(model: nn.Module, batches: Batches, groups: Groups | None = None, wa
     return found
 
 
+ROWS = 16384
+"""Rows of a batch that sums are taken over, at most, evenly spaced: a convolution has one row a pixel."""
 _Sums: TypeAlias = tuple[Tensor, Tensor, int]
 """``sum x xᵀ``, ``sum x`` and the number of rows."""
 
@@ -158,11 +160,6 @@ _Sums: TypeAlias = tuple[Tensor, Tensor, int]
 def real(rows: Tensor) -> Tensor:
     """Rows in a precision that sums can be taken in: float32, or float64 where the model has it."""
     return rows if rows.dtype == torch.float64 else rows.float()
-
-
-def subsample(rows: Tensor, most: int = 16384) -> Tensor:
-    """Evenly spaced rows, at most ``most``: a convolution has one row a pixel."""
-    return rows if len(rows) <= most else rows[:: -(-len(rows) // most)]
 
 
 @contextmanager

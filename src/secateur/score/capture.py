@@ -36,12 +36,12 @@ class Contraction:
     unfold: Mapping[str, Any]
     groups: int = 1
 
-    def rows(self, x: Tensor | None = None) -> Tensor:
-        """Input rows, shape (n, positions * taps)."""
-        x = self.x if x is None else x
+    def rows(self, most: int | None = None) -> Tensor:
+        """Input rows, shape (n, positions * taps); with ``most`` the evenly spaced ones of `every_nth`."""
         if not self.unfold:
-            return x.reshape(-1, x.shape[-1])
-        return unfolded(x, **self.unfold)
+            rows = self.x.reshape(-1, self.x.shape[-1])
+            return rows if most is None else rows[:: every_nth(len(rows), most)]
+        return unfolded(self.x, **self.unfold, most=most)
 
     def outputs(self, y: Tensor | None = None) -> Tensor:
         """Output rows, shape (n, outputs), in the order of `rows`."""
@@ -75,14 +75,27 @@ def columns(index: Ints, taps: int) -> Tensor:
     return (base[:, :, None] * taps + torch.arange(taps)).reshape(len(base), -1)
 
 
+def every_nth(rows: int, most: int) -> int:
+    """The step that leaves at most so many of the rows.
+
+    Example:
+        >>> every_nth(10, 4), every_nth(10, 10)
+        (3, 1)
+    """
+    return max(-(-rows // most), 1)
+
+
 def unfolded(
     x: Tensor,
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
+    most: int | None = None,
 ) -> Tensor:
     """Patches of an input (N, C, *space) as rows (N * positions, C * taps), taps last and fastest.
+
+    With ``most`` only the rows of `every_nth`, and only these are copied: time and memory go with the rows returned.
 
     Example:
         >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -92,13 +105,15 @@ def unfolded(
     k = len(kernel)
     pads = [p for d in reversed(range(k)) for p in (padding[d], padding[d])]
     x = F.pad(x, pads) if any(pads) else x
-    for d in range(k):
-        dim, size = 2 + 2 * d, x.shape[2 + 2 * d]
-        out = (size - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1
-        at = torch.arange(out)[:, None] * stride[d] + torch.arange(kernel[d]) * dilation[d]
-        x = x.index_select(dim, at.reshape(-1).to(x.device)).unflatten(dim, (out, kernel[d]))
-    space, taps = [2 + 2 * d for d in range(k)], [3 + 2 * d for d in range(k)]
-    return x.permute(0, *space, 1, *taps).reshape(-1, x.shape[1] * math.prod(kernel))
+    for d in range(k):  # views alone
+        x = x.unfold(2 + d, dilation[d] * (kernel[d] - 1) + 1, stride[d])[..., :: dilation[d]]
+    x = x.permute(0, *range(2, 2 + k), 1, *range(2 + k, 2 + 2 * k))
+    places = x.shape[: 1 + k]
+    step = 1 if most is None else every_nth(math.prod(places), most)
+    if step > 1:
+        at = torch.arange(0, math.prod(places), step, device=x.device)
+        x = x[torch.unravel_index(at, places)]
+    return x.reshape(-1, math.prod(x.shape[-1 - k :]))
 
 
 def version(tensor: Tensor) -> int:

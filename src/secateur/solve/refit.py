@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError
 from secateur.graph.dropping import original
-from secateur.score.calibrate import checked, forward, quiet_eval, real, subsample
-from secateur.score.capture import Contraction, Enough, Watch, from_matrix, matrix, version
+from secateur.score.calibrate import ROWS, checked, forward, quiet_eval, real
+from secateur.score.capture import Contraction, Enough, Watch, every_nth, from_matrix, matrix, version
 from secateur.score.obs import firm
 from secateur.types import Batches, Example, Plan
 
@@ -230,7 +230,7 @@ def _gather(
             target = target - real(mine.outputs(residual))
         elif summed:
             raise DataError(f"{weight} feeds a residual stream in the dense model but not in the cut one")
-        x, y = subsample(real(mine.rows())), subsample(target)
+        x, y = real(mine.rows(most=ROWS)), target[:: every_nth(len(target), ROWS)]
         sums.rows += len(x)
         if biased:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
