@@ -61,12 +61,13 @@ def distillation(
     steps: int,
     hidden: Mapping[str, str] | Sequence[str] = HIDDEN,
     work: Path | None = None,
+    lr: float = 1e-3,
 ) -> sc.Recovery:
     """What every case of the benchmark is recovered with."""
     return sc.distill(
         pool,
         steps=steps,
-        lr=1e-3,
+        lr=lr,
         loss=embedding_loss,
         hidden=hidden,
         trainable=not_word_embeddings,

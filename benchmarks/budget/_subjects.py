@@ -38,6 +38,7 @@ class Subject:
         judge: the quality of a model, larger is better. unit: of that figure.
         recover: ``(calibration data, seed) -> stages``. limits: of every plan.
         sensitivity: ``seed -> data`` on which that cost is seen; None: the first two of the calibration data.
+        share: of the dense latency, at which plans are compared: some quality is lost there, and not all of it.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Subject:
     recover: Callable[[list[Any], int], Sequence[sc.Recovery]]
     limits: sc.Limits = field(default_factory=sc.Limits)
     sensitivity: Callable[[int], list[Any]] | None = None
+    share: float = 0.75
 
 
 class Block(nn.Module):
@@ -105,7 +107,7 @@ def resnet_subject() -> Subject:
     def recover(data: list[Tensor], seed: int) -> list[sc.Recovery]:
         order = torch.randperm(len(given.train.x), generator=torch.Generator().manual_seed(seed))
         pool = [x.contiguous() for x in given.train.x[order].split(128)]
-        taught = sc.distill(pool, steps=2 if quick() else 60, loss=sc.kl_logits(2.0), lr=2e-3, seed=seed)
+        taught = sc.distill(pool, steps=2 if quick() else 60, loss=sc.kl_logits(2.0), lr=2e-4, seed=seed)
         return [sc.refit(data), sc.recalibrate_bn(data), taught, sc.recalibrate_bn(data)]
 
     return Subject(
@@ -118,6 +120,7 @@ def resnet_subject() -> Subject:
         "%",
         recover,
         sc.Limits(multiple=4),
+        share=0.35,
     )
 
 
@@ -164,7 +167,7 @@ def minilm_subject() -> Subject:
 
     def recover(data: list[Any], seed: int) -> list[sc.Recovery]:
         pool = crops(texts, 40_000, seed=seed, size=768)
-        return [sc.refit(data), demo.distillation(pool, seed, 2 if quick() else 80)]
+        return [sc.refit(data), demo.distillation(pool, seed, 2 if quick() else 80, lr=3e-4)]
 
     return Subject(
         model,
@@ -176,6 +179,7 @@ def minilm_subject() -> Subject:
         "",
         recover,
         demo.LIMITS,
+        share=0.5,
     )
 
 

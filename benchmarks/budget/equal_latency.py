@@ -1,27 +1,33 @@
 """Latency-aware, MACs-aware and uniform plans at equal measured latency, before and after the same recovery.
 
-Experiment ``equal_latency``; cases ``MODEL/latency``, ``MODEL/macs``, ``MODEL/uniform`` (ONNX Runtime, three
-quarters of the dense latency); metrics ``before`` and ``after`` recovery (larger is better: accuracy in percent, cosine
-to the dense model, negated divergence from it or negated log perplexity), ``latency_ratio``; a seed draws calibration
-data and training order. All three use the same scores. The MACs-aware plan is solved for MACs, and asked for fewer
-until its measured latency is the same. A plan that is refused has no rows. No plan is held to multiples: which widths
-are slow is for latency to know.
+Experiment ``equal_latency``; cases ``MODEL/onnxruntime/SHARE%/latency``, ``.../macs`` and ``.../uniform``, the share of
+the dense latency being the model's own in `_subjects`; metrics ``before`` and ``after`` recovery (larger is better:
+accuracy in percent, cosine to the dense model, negated divergence from it or negated log perplexity),
+``latency_ratio``; a seed draws calibration data and training order. The first case has ``after_over_macs`` and the
+like too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of their mean. All three use
+the same scores. The MACs-aware plan is solved for MACs, and asked for fewer until its measured latency is the same. A
+plan that is refused has no rows. No plan is held to multiples: which widths are slow is for latency to know.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _subjects import SUBJECTS, TARGETS, Subject
+import torch
+from _subjects import SUBJECTS, TARGETS, Subject, percent
+from scipy import stats
 
 import secateur as sc
 from _rows import Figure, kept
+from secateur.run.meet import meet
 
-TARGET, FRACTION, SEEDS = "onnxruntime", 0.75, (0, 1, 2)
+TARGET, SEEDS = "onnxruntime", (0, 1, 2)
 
 
 def by_macs(cost: sc.Cost) -> sc.Cost:
@@ -33,43 +39,70 @@ def by_macs(cost: sc.Cost) -> sc.Cost:
     return dataclasses.replace(cost, of=of)
 
 
+def scores_of(subject: Subject, data: list[Any], seed: int) -> sc.Scores:
+    """What all plans of a seed choose by."""
+    seen = data[:2] if subject.sensitivity is None else subject.sensitivity(seed)
+    groups = sc.couple(sc.trace(subject.model, subject.example))
+    scores = sc.score(subject.model, groups, sc.obs, sc.calibrate(subject.model, data, sc.obs, groups))
+    return sc.by_effect(subject.model, seen, subject.loss)(scores)
+
+
 def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figure]:
     """All three plans of a seed."""
+    torch.manual_seed(seed)
     data = subject.batches(seed)
-    seen = data[:2] if subject.sensitivity is None else subject.sensitivity(seed)
+    scores = scores_of(subject, data, seed)
+    limits = dataclasses.replace(subject.limits, multiple=1, by_kind={})
     ways = {"latency": (cost, sc.knapsack), "macs": (by_macs(cost), sc.knapsack), "uniform": (cost, sc.uniform)}
-    before, after, models = {}, {}, [subject.model]
+    before, after, models = {}, {}, []
     for way, (its, allocation) in ways.items():
         try:
-            result = sc.prune(
-                subject.model,
-                subject.example,
-                budget=sc.Budget.of_dense(its, FRACTION),
-                criterion=sc.obs,
-                normalize=sc.by_effect(subject.model, seen, subject.loss),
-                allocation=allocation,
-                batches=data,
-                limits=dataclasses.replace(subject.limits, multiple=1, by_kind={}),
-                seed=seed,
+            plan = meet(
+                subject.model, scores, sc.Budget.of_dense(its, subject.share), allocation, limits, {"seed": seed}
             )
         except sc.BudgetError as error:
             print(f"{name}/{way} seed {seed}: {error}", flush=True)
             continue
-        before[way] = subject.judge(result.model)
+        small = sc.apply(plan, subject.model)
+        before[way] = subject.judge(small)
         for stage in subject.recover(data, seed):
-            stage.run(result.model, subject.model, result.plan)
-        after[way] = subject.judge(result.model.eval())
-        models.append(result.model)
+            stage.run(small, subject.model, plan)
+        after[way] = subject.judge(small.eval())
+        models.append(small)
         print(f"{name}/{way} seed {seed}: {before[way]:.4f} -> {after[way]:.4f}", flush=True)
     dense, *cut = sc.measure_models(TARGETS[TARGET], models, subject.example, 2 * subject.repeats)
     figures = []
     for way, timed in zip(after, cut, strict=True):
+        case = case_of(name, subject, way)
         figures += [
-            Figure(f"{name}/{way}", "before", before[way], subject.unit, seed),
-            Figure(f"{name}/{way}", "after", after[way], subject.unit, seed),
-            Figure(f"{name}/{way}", "latency_ratio", timed.median / dense.median, "", seed),
+            Figure(case, "before", before[way], subject.unit, seed),
+            Figure(case, "after", after[way], subject.unit, seed),
+            Figure(case, "latency_ratio", timed.median / dense.median, "", seed),
         ]
     return figures
+
+
+def case_of(name: str, subject: Subject, way: str) -> str:
+    """Model, target, budget, and how the plan was solved."""
+    return f"{name}/{TARGET}/{percent(subject.share)}/{way}"
+
+
+def leads(name: str, subject: Subject, found: Sequence[Figure]) -> list[Figure]:
+    """How far the latency-aware plan is ahead of the others, seed by seed, and how sure their mean is."""
+    value = {(f.case, f.metric, f.seed): f.value for f in found}
+    mine = case_of(name, subject, "latency")
+    seeds = [f.seed for f in found if f.case == mine and f.metric == "after"]
+    out = []
+    for other, metric in itertools.product(("macs", "uniform"), ("before", "after")):
+        theirs = case_of(name, subject, other)
+        both = [s for s in seeds if (theirs, metric, s) in value]
+        ahead = [value[mine, metric, s] - value[theirs, metric, s] for s in both]
+        over = f"{metric}_over_{other}"
+        out += [Figure(mine, over, v, subject.unit, s) for v, s in zip(ahead, both, strict=True)]
+        if len(ahead) > 1:
+            half = stats.t.ppf(0.975, len(ahead) - 1) * statistics.stdev(ahead) / len(ahead) ** 0.5
+            out.append(Figure(mine, f"{over}_ci95", float(half), subject.unit))
+    return out
 
 
 def part(name: str, seeds: tuple[int, ...]) -> list[Figure]:
@@ -84,7 +117,7 @@ def part(name: str, seeds: tuple[int, ...]) -> list[Figure]:
             return one_seed(name, subject, cost, seed)
 
         found += kept(f"budget-equal_latency-{name}-{seed}", make, here, here.with_name("_subjects.py"))
-    return found
+    return found + leads(name, subject, found)
 
 
 def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:
