@@ -42,7 +42,7 @@ def by_macs(cost: sc.Cost) -> sc.Cost:
 def scores_of(subject: Subject, data: list[Any], seed: int) -> sc.Scores:
     """What all plans of a seed choose by."""
     seen = data[:2] if subject.sensitivity is None else subject.sensitivity(seed)
-    groups = sc.couple(sc.trace(subject.model, subject.example))
+    groups = sc.couple(sc.trace(subject.model, subject.example), ignore=subject.ignore)
     scores = sc.score(subject.model, groups, sc.obs, sc.calibrate(subject.model, data, sc.obs, groups))
     return sc.by_effect(subject.model, seen, subject.loss)(scores)
 
@@ -54,7 +54,7 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
     scores = scores_of(subject, data, seed)
     limits = dataclasses.replace(subject.limits, multiple=1, by_kind={})
     ways = {"latency": (cost, sc.knapsack), "macs": (by_macs(cost), sc.knapsack), "uniform": (cost, sc.uniform)}
-    before, after, models = {}, {}, []
+    before, after, models = {}, {}, [subject.model]
     for way, (its, allocation) in ways.items():
         try:
             plan = meet(
