@@ -44,6 +44,8 @@ ORDERS = Table(
     {
         "secateur/sparsegpt/2:4": "SparseGPT, secateur",
         "llmcompressor/sparsegpt/2:4": "SparseGPT, llm-compressor 0.14",
+        "secateur/wanda/2:4": "Wanda, secateur",
+        "llmcompressor/wanda/2:4": "Wanda, llm-compressor 0.14",
     },
     {"perplexity": ("perplexity", "{:.2f}"), "least": ("least", "{:.2f}"), "most": ("most", "{:.2f}")},
 )
