@@ -31,6 +31,7 @@ import _peer
 import _photos
 import _rows
 import _tables
+import _tables_budget
 import _tables_llm
 import _tables_sparse
 from _rows import Figure
@@ -96,6 +97,13 @@ def test_committed_figures_are_well_formed() -> None:
 
 def test_the_page_of_results_is_what_the_rows_say() -> None:
     assert _tables.PAGE.read_text(encoding="utf-8") == _tables.page(), "make it anew: python benchmarks/_tables.py"
+
+
+def test_the_table_of_equal_latency_has_every_case() -> None:
+    rows = _rows.read(ROOT / "benchmarks" / "results" / "budget.csv")
+    cases = {r["case"] for r in rows if r["experiment"] == _tables_budget.EQUAL.experiment}
+    assert cases
+    assert cases <= _tables_budget.EQUAL.cases.keys()  # shares stand in the names of cases
 
 
 def table_rows(text: str) -> list[list[str]]:

@@ -30,6 +30,7 @@ from torch import nn
 
 import secateur as sc
 from _rows import Figure, kept
+from secateur.choose.rank import Allocation
 
 TARGET, SEEDS = "onnxruntime", (0, 1, 2)
 ATTEMPTS, NEAR = 6, 0.005
@@ -52,7 +53,9 @@ def scores_of(subject: Subject, data: list[Any], seed: int) -> sc.Scores:
     return sc.by_effect(subject.model, seen, subject.loss)(scores)
 
 
-def nearest(subject: Subject, scores: sc.Scores, cost: sc.Cost, allocation: Any) -> tuple[nn.Module, sc.Plan] | None:
+def nearest(
+    subject: Subject, scores: sc.Scores, cost: sc.Cost, allocation: Allocation
+) -> tuple[nn.Module, sc.Plan] | None:
     """The cut model whose measured latency is nearest the share, and its plan; None where none can be had."""
     assert cost.measured is not None
     limits = dataclasses.replace(subject.limits, multiple=1, by_kind={})
