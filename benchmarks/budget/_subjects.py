@@ -40,6 +40,7 @@ class Subject:
         sensitivity: ``seed -> data`` on which that cost is seen; None: the first two of the calibration data.
         ignore: groups left whole where plans are compared.
         share: of the dense latency, at which plans are compared: some quality is lost there, and not all of it.
+        seeds: how many draws of the data they are compared on.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Subject:
     sensitivity: Callable[[int], list[Any]] | None = None
     ignore: Sequence[str] = ()
     share: float = 0.75
+    seeds: int = 3
 
 
 class Block(nn.Module):
@@ -123,6 +125,7 @@ def resnet_subject() -> Subject:
         recover,
         sc.Limits(multiple=4),
         share=0.35,
+        seeds=5,
     )
 
 
@@ -182,6 +185,7 @@ def minilm_subject() -> Subject:
         recover,
         demo.LIMITS,
         share=0.5,
+        seeds=5,
     )
 
 
@@ -213,6 +217,7 @@ def smollm2_subject() -> Subject:
         "nats",
         lambda data, seed: [sc.refit(data)],
         sc.Limits(by_kind={"neuron": 32}),
+        lambda seed: batches(seed)[:1],
         ignore=("*:head_dim",),  # structured OBS needs a matrix that the units feed
     )
 

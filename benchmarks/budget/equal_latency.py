@@ -5,11 +5,13 @@ the dense latency being the model's own in `_subjects`; metrics ``before`` and `
 accuracy in percent, cosine to the dense model, negated divergence from it or negated log perplexity),
 ``latency_ratio``; a seed draws calibration data and training order. The first case has ``after_over_macs`` and the
 like too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of their mean. All three use
-the same scores. Each is asked for more or less until its measured latency is within half a percent of the share, and
-the nearest of six is taken: quality changes with latency, and a percent would pass for a lead. The MACs-aware plan is
-solved as if time went with MACs. A plan that cannot be had has no rows. No plan is held to multiples: which widths are
-slow is for latency to know. The shares, and the learning rates of recovery, were chosen with figures of seed 0 in view,
-those of all three plans.
+the same scores. Each is asked for more or less, eight times, until its measured latency is within half a percent of the
+share: quality changes with latency, and a percent would pass for a lead. Of one that jumps over the share the two
+nearest plans, one on either side, are recovered and timed, and the figures are read off the line between them at the
+share; where the two stood is in ``latency_ratio_below`` and ``latency_ratio_above``. The MACs-aware plan is solved as
+if time went with MACs. A plan that cannot be had has no rows. No plan is held to multiples: which widths are slow is
+for latency to know. The shares, and the learning rates of recovery, were chosen with figures of seed 0 in view, those
+of all three plans; the line between two plans with three seeds in view, in which uniform ones stood beside the share.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _subjects import SUBJECTS, TARGETS, Subject, percent
 from scipy import stats
@@ -32,8 +35,8 @@ import secateur as sc
 from _rows import Figure, kept
 from secateur.choose.rank import Allocation
 
-TARGET, SEEDS = "onnxruntime", (0, 1, 2)
-ATTEMPTS, NEAR = 6, 0.005
+TARGET = "onnxruntime"
+ATTEMPTS, NEAR = 8, 0.005
 
 
 def by_macs(cost: sc.Cost) -> sc.Cost:
@@ -53,13 +56,21 @@ def scores_of(subject: Subject, data: list[Any], seed: int) -> sc.Scores:
     return sc.by_effect(subject.model, seen, subject.loss)(scores)
 
 
-def nearest(
-    subject: Subject, scores: sc.Scores, cost: sc.Cost, allocation: Allocation
-) -> tuple[nn.Module, sc.Plan] | None:
-    """The cut model whose measured latency is nearest the share, and its plan; None where none can be had."""
+@dataclass(frozen=True)
+class Found:
+    """A plan, what was asked for to have it, the share of the dense latency that was measured, and the cut model."""
+
+    aim: float
+    share: float
+    small: nn.Module
+    plan: sc.Plan
+
+
+def nearest(subject: Subject, scores: sc.Scores, cost: sc.Cost, allocation: Allocation) -> list[Found]:
+    """A plan whose measured latency is the share, or else the nearest on either side; none where none can be had."""
     assert cost.measured is not None
     limits = dataclasses.replace(subject.limits, multiple=1, by_kind={})
-    aim, best, found = subject.share, math.inf, None
+    aim, sides, again, last = subject.share, dict[bool, Found](), 0, 1.0
     for _ in range(ATTEMPTS):
         try:
             plan = sc.allocate(scores, sc.Budget.of_dense(cost, aim), allocation, limits)
@@ -67,14 +78,24 @@ def nearest(
             print(error, flush=True)
             break
         small = sc.apply(plan, subject.model)
-        share = cost.measured(small, True) / cost.dense
-        off = abs(share / subject.share - 1)
-        if off < best:
-            best, found = off, (small, plan)
-        if off <= NEAR:
-            break
-        aim *= subject.share / share
-    return found
+        found = Found(aim, cost.measured(small, True) / cost.dense, small, plan)
+        print(f"asked {found.aim:.4f}, measured {found.share:.4f}", flush=True)
+        if abs(found.share / subject.share - 1) <= NEAR:
+            return [found]
+        side = found.share > subject.share
+        if side not in sides or abs(found.share - subject.share) < abs(sides[side].share - subject.share):
+            sides[side] = found
+        again = again + 1 if abs(found.share / last - 1) <= NEAR else 0
+        aim, last = next_aim(subject.share, found, sides, 2**again), found.share
+    return [sides[side] for side in sorted(sides)]
+
+
+def next_aim(share: float, found: Found, sides: dict[bool, Found], steps: int) -> float:
+    """Where the share would lie between the nearest plans below and above it; or so many steps in proportion."""
+    if len(sides) < 2:
+        return min(float(found.aim * (share / found.share) ** steps), (1 + found.aim) / 2)
+    below, above = sides[False], sides[True]
+    return below.aim + (above.aim - below.aim) * (share - below.share) / (above.share - below.share)
 
 
 def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figure]:
@@ -83,28 +104,37 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
     data = subject.batches(seed)
     scores = scores_of(subject, data, seed)
     ways = {"latency": (cost, sc.knapsack), "macs": (by_macs(cost), sc.knapsack), "uniform": (cost, sc.uniform)}
-    before, after, models = {}, {}, [subject.model]
+    judged: list[tuple[str, float, float]] = []
+    models = [subject.model]
     for way, (its, allocation) in ways.items():
-        found = nearest(subject, scores, its, allocation)
-        if found is None:
-            continue
-        small, plan = found
-        before[way] = subject.judge(small)
-        for stage in subject.recover(data, seed):
-            stage.run(small, subject.model, plan)
-        after[way] = subject.judge(small.eval())
-        models.append(small)
-        print(f"{name}/{way} seed {seed}: {before[way]:.4f} -> {after[way]:.4f}", flush=True)
+        for found in nearest(subject, scores, its, allocation):
+            before = subject.judge(found.small)
+            for stage in subject.recover(data, seed):
+                stage.run(found.small, subject.model, found.plan)
+            judged.append((way, before, subject.judge(found.small.eval())))
+            models.append(found.small)
+            print(f"{name}/{way} seed {seed}, {found.share:.3f}: {before:.4f} -> {judged[-1][2]:.4f}", flush=True)
     dense, *cut = sc.measure_models(TARGETS[TARGET], models, subject.example, 2 * subject.repeats)
-    figures = []
-    for way, timed in zip(after, cut, strict=True):
-        case = case_of(name, subject, way)
-        figures += [
-            Figure(case, "before", before[way], subject.unit, seed),
-            Figure(case, "after", after[way], subject.unit, seed),
-            Figure(case, "latency_ratio", timed.median / dense.median, "", seed),
-        ]
-    return figures
+    timed = [(t.median / dense.median, *j) for t, j in zip(cut, judged, strict=True)]
+    return [f for way in ways for f in figures_of(name, subject, way, seed, sorted(t for t in timed if t[1] == way))]
+
+
+def figures_of(
+    name: str, subject: Subject, way: str, seed: int, points: Sequence[tuple[float, str, float, float]]
+) -> list[Figure]:
+    """At the share, of one or two plans ``(latency ratio, way, before, after)`` in the order of their latency."""
+    if not points:
+        return []
+    ratios = [p[0] for p in points]
+    values = {"before": [p[2] for p in points], "after": [p[3] for p in points], "latency_ratio": ratios}
+    units = {"latency_ratio": ""}
+    case = case_of(name, subject, way)
+    out = [
+        Figure(case, metric, float(np.interp(subject.share, ratios, v)), units.get(metric, subject.unit), seed)
+        for metric, v in values.items()
+    ]
+    ends = zip(("below", "above"), ratios, strict=False) if len(points) > 1 else ()
+    return out + [Figure(case, f"latency_ratio_{end}", ratio, "", seed) for end, ratio in ends]
 
 
 def case_of(name: str, subject: Subject, way: str) -> str:
@@ -130,12 +160,12 @@ def leads(name: str, subject: Subject, found: Sequence[Figure]) -> list[Figure]:
     return out
 
 
-def part(name: str, seeds: tuple[int, ...]) -> list[Figure]:
+def part(name: str, seeds: int | None) -> list[Figure]:
     """The figures of one model, those of each seed kept when it is done."""
     subject = SUBJECTS[name]()
     here = Path(__file__).resolve()
     found: list[Figure] = []
-    for seed in seeds:
+    for seed in range(subject.seeds if seeds is None else seeds):
 
         def make(seed: int = seed) -> list[Figure]:
             cost = sc.latency(subject.model, subject.example, TARGETS[TARGET], repeats=subject.repeats)  # remembered
@@ -148,4 +178,4 @@ def part(name: str, seeds: tuple[int, ...]) -> list[Figure]:
 def parts(quick: bool) -> dict[str, Callable[[], list[Figure]]]:
     """One part a model."""
     names = [m for m in SUBJECTS if not (quick and m == "smollm2_135m")]
-    return {name: functools.partial(part, name, SEEDS[:1] if quick else SEEDS) for name in names}
+    return {name: functools.partial(part, name, 1 if quick else None) for name in names}

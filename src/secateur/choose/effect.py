@@ -13,6 +13,7 @@ from secateur.calling import run, tensors_of
 from secateur.choose.plan import make_plan
 from secateur.errors import ArgumentError, DataError
 from secateur.graph.surgery import apply
+from secateur.products import fast_for
 from secateur.score.calibrate import Moment, checked, quiet_eval
 from secateur.score.capture import columns, from_matrix, matrix
 from secateur.score.obs import damped
@@ -59,7 +60,7 @@ def by_effect(
 
     def normalize(scores: Scores) -> Scores:
         far = distance or relative_error
-        with quiet_eval(model), torch.no_grad():
+        with quiet_eval(model), torch.no_grad(), fast_for(model):
             dense = [run(model, example) for example, _ in data]
             values = {}
             for g in scores.groups:
@@ -109,7 +110,7 @@ def error_table(
         raise ArgumentError(f"fractions of a group that are cut are in (0, 1), got {wrong[0]}")
     data = [(example, batch) for (_, example, _), batch in _with_batches(model, batches)]
     far, table = distance or relative_error, {}
-    with quiet_eval(model), torch.no_grad():
+    with quiet_eval(model), torch.no_grad(), fast_for(model):
         dense = [run(model, example) for example, _ in data]
         for g in scores.groups:
             table[g.name] = {g.units: 0.0}
