@@ -5,13 +5,14 @@ the dense latency being the model's own in `_subjects`; metrics ``before`` and `
 accuracy in percent, cosine to the dense model, negated divergence from it or negated log perplexity),
 ``latency_ratio``; a seed draws calibration data and training order. The first case has ``after_over_macs`` and the
 like too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of their mean. All three use
-the same scores. Each is asked for more or less, eight times, until its measured latency is within half a percent of the
-share: quality changes with latency, and a percent would pass for a lead. Of one that jumps over the share the two
-nearest plans, one on either side, are recovered and timed, and the figures are read off the line between them at the
-share; where the two stood is in ``latency_ratio_below`` and ``latency_ratio_above``. The MACs-aware plan is solved as
-if time went with MACs. A plan that cannot be had has no rows. No plan is held to multiples: which widths are slow is
-for latency to know. The shares, and the learning rates of recovery, were chosen with figures of seed 0 in view, those
-of all three plans; the line between two plans with three seeds in view, in which uniform ones stood beside the share.
+the same scores. Each is asked for more or less, up to eight times, until its measured latency is within half a percent
+of the share: quality changes with latency, and a percent would pass for a lead. Of one that jumps over the share the
+two nearest plans, one on either side, are recovered and timed, and the figures are read off the line between them at
+the share; where the two stood is in ``latency_ratio_below`` and ``latency_ratio_above``. The MACs-aware
+plan is solved as if time went with MACs. A plan that cannot be had has no rows. No plan is held to multiples: which
+widths are slow is for latency to know. The shares, and the learning rates of recovery, were chosen with figures of
+seed 0 in view, those of all three plans; the line between two plans with three seeds in view, in which uniform ones
+stood beside the share.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from _rows import Figure, kept
 from secateur.choose.rank import Allocation
 
 TARGET = "onnxruntime"
-ATTEMPTS, NEAR = 8, 0.005
+ATTEMPTS, NEAR, SAME = 8, 0.005, 0.001
 
 
 def by_macs(cost: sc.Cost) -> sc.Cost:
@@ -87,6 +88,8 @@ def nearest(subject: Subject, scores: sc.Scores, cost: sc.Cost, allocation: Allo
             sides[side] = found
         again = again + 1 if abs(found.share / last - 1) <= NEAR else 0
         aim, last = next_aim(subject.share, found, sides, 2**again), found.share
+        if len(sides) == 2 and abs(aim / found.aim - 1) < SAME:
+            break
     return [sides[side] for side in sorted(sides)]
 
 

@@ -109,7 +109,7 @@ def top_per_row(scores: Tensor, keep: int, alive: Tensor | None = None) -> Tenso
         raise PlanError(f"cannot keep {keep} weights of row {row}: {int(fewest[row])} of its {columns} are alive")
     if keep in (0, columns) or scores.numel() == 0:
         return torch.full(scores.shape, keep > 0, dtype=torch.bool, device=scores.device)
-    step = max(1, 16 * CHUNK // columns)
+    step = max(1, _step(scores) // columns)
     parts = []
     for at in range(0, rows, step):
         s = _exact(scores[at : at + step].detach())
