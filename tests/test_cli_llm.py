@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from llm.tiny_models import load, make, tokens, write
 from secateur.cli.app import main
+from secateur.llm.recording import Recorder
 
 
 @pytest.fixture
@@ -44,6 +46,23 @@ def test_prune_writes_a_model_and_says_what_it_did(
     assert report["achieved"]["sparsity"] == 0.5
     assert report["calibration"]["tokens"] == 128
     assert len(report["blocks"]) == 3
+
+
+@pytest.mark.parametrize("command", [["prune"], ["shrink", "--budget", "params=90%"]])
+def test_so_many_windows_run_at_once(
+    command: list[str], model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def batch(self: Recorder, ids: torch.Tensor) -> Any:
+        seen.append(len(ids))
+        return recorded(self, ids)
+
+    recorded = Recorder.batch
+    monkeypatch.setattr(Recorder, "batch", batch)
+    line = ["llm", *command, str(model), "--calibration", str(data), "--out", str(tmp_path / "out"), "--batch", "2"]
+    assert main(line) == 0
+    assert set(seen) == {2}
 
 
 def test_a_text_is_read_by_the_models_own_tokenizer(model: Path, tmp_path: Path) -> None:

@@ -342,6 +342,29 @@ def test_the_order_of_a_greedy_run_is_taken_up_by_the_same_model_alone(tmp_path:
     assert len(fresh.choice.dropped) == 1
 
 
+def test_greedy_rounds_in_little_memory_put_their_streams_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, how = llama(num_hidden_layers=4), Shrinking(kinds=(), greedy=True, probes=64)
+    whole = llm_shrink(model, texts(), [of_params(0.6)], tmp_path / "whole", how)
+    monkeypatch.setattr(Needs, "on_disk", lambda self, limit: limit is not None)
+    kept: list[list[str]] = []
+
+    def step(self: Effects, live: Any, changed: Any, gone: bool = False) -> None:
+        stepped(self, live, changed, gone)
+        kept.append(list(self.held))
+        assert self.folder is not None
+        assert list(self.folder.rglob("*.safetensors"))
+
+    stepped = Effects.step
+    monkeypatch.setattr(Effects, "step", step)
+    disk = llm_shrink(model, texts(), [of_params(0.6)], tmp_path / "disk", how, batch=4, memory=1.0)
+    assert disk.choice == whole.choice
+    assert len(kept) == 2 * 4
+    assert not any(kept)
+    assert {p.name for p in tmp_path.iterdir()} == {"whole", "disk"}
+
+
 def counted(calls: list[Any], of: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any) -> Any:
         calls.append(args)

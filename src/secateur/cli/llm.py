@@ -31,6 +31,9 @@ Calibration = Annotated[
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Windows of calibration text.")]
 Window = Annotated[int, typer.Option(min=2, help="Tokens of a window.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Windows at once: fewer take less memory. (default: about 4096 tokens)")
+]
 Memory = Annotated[str | None, typer.Option(help="What the process may take, such as 8GB. (default: no limit)")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 
@@ -49,6 +52,7 @@ def prune(
     calibration: Calibration = None,
     samples: Samples = 128,
     window: Window = 2048,
+    batch: Batch = None,
     allocation: Annotated[
         str, typer.Option(help="uniform, owl or measured: how dense each block becomes.")
     ] = "uniform",
@@ -83,8 +87,8 @@ def prune(
     with block_progress() as told:
         done = llm_prune(
             source, ids, how, out,
-            allocation=allocation_named(allocation), memory=limit, device=device, force=force, progress=told,
-            packed=format_ == "sparse",
+            allocation=allocation_named(allocation), batch=batch, memory=limit, device=device, force=force,
+            progress=told, packed=format_ == "sparse",
         )  # fmt: skip
     tell(done, as_json)
 

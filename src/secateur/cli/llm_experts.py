@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.cli.llm import (
+    Batch,
     Calibration,
     Device,
     LlmModel,
@@ -40,6 +41,7 @@ def experts(
     calibration: Calibration = None,
     samples: Samples = 128,
     window: Window = 2048,
+    batch: Batch = None,
     memory: Memory = None,
     device: Device = "cpu",
     seed: Seed = None,
@@ -62,6 +64,7 @@ def experts(
             remove,
             score=chosen,
             merge=merged,
+            batch=batch,
             memory=limit,
             device=device,
             force=force,

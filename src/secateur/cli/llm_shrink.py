@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.cli.llm import (
+    Batch,
     Calibration,
     Device,
     LlmModel,
@@ -51,6 +52,7 @@ def shrink(
     calibration: Calibration = None,
     samples: Samples = 128,
     window: Window = 2048,
+    batch: Batch = None,
     uniform: Annotated[
         bool, typer.Option("--uniform", help="All blocks alike, so that plain from_pretrained loads the result.")
     ] = False,
@@ -85,7 +87,9 @@ def shrink(
     asked = [budget_of(text, tokens.shape[1], on) for text in budget or []]
     with block_progress() as told:
         limit = None if memory is None else bytes_in(memory)
-        done = llm_shrink(source, tokens, asked, out, how, device=device, memory=limit, progress=told, force=force)
+        done = llm_shrink(
+            source, tokens, asked, out, how, batch=batch, device=device, memory=limit, progress=told, force=force
+        )
     if as_json:
         print_json(report_of(done))
         return

@@ -55,7 +55,7 @@ class Needs:
             parts += f"a batch {_gb(self.passing)}, Python and torch {_gb(self.base)}"
             raise BudgetError(
                 f"one block does not fit into {_gb(limit)}: it takes {_gb(self.fixed)} ({parts}). Allow that much, or "
-                "give smaller batches",
+                "give smaller batches (--batch 1, batch=1)",
                 self.fixed,
             )
         return self.fixed + SLACK * self.hidden > limit

@@ -15,7 +15,7 @@ from secateur.atomic import write_bytes
 from secateur.digest import digest_of, tensors_in
 from secateur.llm.prune import settings
 from secateur.llm.shrink.asked import Shrinking
-from secateur.llm.shrink.effect import Effects
+from secateur.llm.shrink.effect import Effects, on_disk
 from secateur.llm.shrink.prices import Anatomy
 from secateur.llm.shrink.survey import Surveyor, probes
 from secateur.llm.shrink.tail import Tail
@@ -46,8 +46,7 @@ def surveyed(
         return [], {}  # there is nothing to find out
     batches = probe_first(batches, how.probes)
     count = 1 + sum(len(probes(f.units, how.levels)) for f in mine) + how.layers * len(anatomy.paths)
-    width = getattr(getattr(anatomy.skeleton, "config", None), "hidden_size", None) or 4096
-    large = memory is not None and count * batches[0].numel() * width * dtype.itemsize > memory / 4
+    large = on_disk(memory, count, batches[0].numel(), anatomy.skeleton, dtype)
     key = {
         "model": anatomy.source.identity(), "tokens": digest_of((str(i), b) for i, b in enumerate(batches)),
         "score": settings(how.criterion.score), "stats": digest_of(tensors_in(how.stats)), **how.survey(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from secateur.atomic import write_bytes
 from secateur.digest import digest_of
 from secateur.errors import ArgumentError
 from secateur.llm.blocks import blocks_of
-from secateur.llm.shrink.effect import DENSE, Effects
+from secateur.llm.shrink.effect import DENSE, Effects, on_disk
 from secateur.llm.shrink.options import Choice, Menu, Price, fits, refuse
 from secateur.llm.shrink.prices import Anatomy, droppable
 from secateur.llm.shrink.tail import Tail
@@ -64,6 +65,7 @@ def until_met(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    memory: float | None = None,
     progress: Progress | None = None,
 ) -> Choice:
     """Blocks go one after another, as in `greedy_depth`, until the budgets hold; a killed run goes on at its round.
@@ -71,9 +73,10 @@ def until_met(
     Args:
         menu: of which nothing but blocks is taken. batches: that perplexity is taken on.
         notes: a folder, where the order of this model on these batches is kept.
+        memory: bytes that the process may take: hidden states that do not fit go to disk, beside the notes.
 
     Raises:
-        BudgetError: they hold with no blocks that can go; names the closest.
+        BudgetError: they hold with no blocks that can go; names the closest. Or a block does not fit into the memory.
     """
     can = droppable(anatomy)
     about = f"{anatomy.source.identity()} {dtype} {can.tolist()}"
@@ -92,7 +95,7 @@ def until_met(
         if many == len(found):
             if progress is not None:
                 progress(many, menu.blocks, f"layer {many + 1} that goes")
-            found.append(_next(anatomy.source, batches, list(gone), device, dtype, left))
+            found.append(_next(anatomy.source, batches, list(gone), device, dtype, left, memory, notes / "states"))
             notes.mkdir(parents=True, exist_ok=True)
             write_bytes(file, json.dumps(found).encode())
         many += 1
@@ -105,13 +108,21 @@ def _next(
     device: torch.device | str,
     dtype: torch.dtype,
     tried: Sequence[int] | None = None,
+    memory: float | None = None,
+    place: Path | None = None,
 ) -> tuple[int, float]:
     """The block whose absence, beside those that are gone, leaves the least loss; and that."""
-    walk, effects = Walk.begin(source, batches, device=device, dtype=dtype), Effects(len(batches))
+    if place is not None:
+        shutil.rmtree(place, ignore_errors=True)  # of a round that was killed
+    walk = Walk.begin(source, batches, device=device, dtype=dtype, memory=memory, moments=0, folder=place)
+    large = on_disk(memory, 1 + len(walk), sum(b.numel() for b in batches), walk.skeleton, dtype)
+    effects = Effects(len(batches), place / "streams" if place is not None and large else None)
     for index in range(len(walk)):
         mine = index not in gone and (tried is None or index in tried)
         effects.step(walk.live(index), [(str(index), None)] if mine else [], gone=index in gone)
     tail = Tail(source, walk.paths, dtype, device)
-    losses = effects.losses(len(walk), lambda i, hidden: tail(batches[i].to(device), hidden), batches)
+    losses = effects.losses(len(walk), lambda ids, hidden: tail(ids.to(device), hidden), batches)
+    if place is not None:
+        shutil.rmtree(place, ignore_errors=True)
     loss, block = min((loss, int(key)) for key, loss in losses.items() if key != DENSE)
     return block, loss

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,15 +81,21 @@ class Effects:
             found[key] = max(total, 0.0) / rows
         return found
 
-    def losses(self, blocks: int, logits: Logits, ids: Sequence[Tensor]) -> dict[str, float]:
-        """Mean negative log-likelihood of the next token, in nats, of every stream."""
+    def losses(
+        self, blocks: int, scores: Callable[[Tensor, Tensor], Tensor], ids: Sequence[Tensor]
+    ) -> dict[str, float]:
+        """Mean negative log-likelihood of the next token, in nats, of every stream.
+
+        Args:
+            blocks: how many there are. scores: ``(tokens, hidden states) -> scores``, window by window.
+            ids: of the batches, (samples, window).
+        """
         found, rows = {}, sum(batch[:, 1:].numel() for batch in ids[: self.batches])
         for key in self._keys(blocks):
             total = 0.0
-            for number, hidden in enumerate(self._get(blocks, key)):
-                scores = logits(number, hidden)[:, :-1].flatten(0, 1).float()
-                right = ids[number][:, 1:].flatten().to(scores.device)
-                total += float(F.cross_entropy(scores, right, reduction="sum"))
+            for window, hidden in _windows(ids, self._get(blocks, key)):
+                made = scores(window, hidden)[0, :-1].float()
+                total += float(F.cross_entropy(made, window[0, 1:].to(made.device), reduction="sum"))
             found[key] = total / rows
         return found
 
@@ -121,3 +128,15 @@ class Effects:
         if self.folder is not None:
             write_bytes(self.folder / f"{block:05}" / "keys.json", json.dumps(keys).encode())
             shutil.rmtree(self.folder / f"{block - 2:05}", ignore_errors=True)
+
+
+def _windows(ids: Sequence[Tensor], states: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """One at a time: what is made of all at once may be as large as the model."""
+    for tokens, hidden in zip(ids, states, strict=False):
+        yield from zip(tokens.split(1), hidden.split(1), strict=True)
+
+
+def on_disk(memory: float | None, streams: int, tokens: int, skeleton: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether the hidden states of so many streams go to disk: where they would take over a quarter of a limit."""
+    width = getattr(getattr(skeleton, "config", None), "hidden_size", None) or 4096
+    return memory is not None and streams * tokens * width * dtype.itemsize > memory / 4

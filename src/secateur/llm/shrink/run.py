@@ -121,7 +121,9 @@ def llm_shrink(
     menu, ladders = menu_of(anatomy, offered, rows, effects)
     if how.greedy:
         probe, notes = probe_first(batches, how.probes)[:1], folder / "greedy"
-        choice = until_met(anatomy, menu, prices, probe, notes, device=device, dtype=dtype, progress=progress)
+        choice = until_met(
+            anatomy, menu, prices, probe, notes, device=device, dtype=dtype, memory=memory, progress=progress
+        )
     else:
         choice = how.allocate(menu, prices) if prices else _whole(menu)
     if anatomy.channels is not None:
