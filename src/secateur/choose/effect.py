@@ -97,7 +97,7 @@ def error_table(
     Raises:
         ArgumentError: a fraction is not in (0, 1). DataError: no batches, or outputs that are not finite.
 
-    Time: one forward pass over the batches a group and fraction.
+    Time: one forward pass over the batches a group and count.
 
     Example:
         >>> import secateur as sc
@@ -116,8 +116,10 @@ def error_table(
             table[g.name] = {g.units: 0.0}
             for fraction in sorted(fractions):
                 _, plan = _part(scores, g, fraction)
+                if (left := int(plan.keep[g.name].sum())) in table[g.name]:
+                    continue  # of few units several fractions cut as many
                 found = _effect(model, scores, g, plan, damping, lambda small: _far(far, small, data, dense))
-                table[g.name][int(plan.keep[g.name].sum())] = found
+                table[g.name][left] = found
     return table
 
 
