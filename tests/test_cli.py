@@ -99,6 +99,23 @@ def pruned(place):
     return place / "small"
 
 
+@pytest.mark.parametrize(
+    ("option", "argument", "made"),
+    [("--allocation=measured", "allocation", sc.measured), ("--normalization=by_effect", "normalize", sc.by_effect)],
+)
+def test_what_goes_by_outputs_runs_the_model_on_the_first_batches(option, argument, made, place, capsys):
+    import cli_nets
+
+    model, data = cli_nets.cnn(), cli_nets.batches()
+    options = ["--budget", "params=50%", "--data", "cli_nets:batches", "--criterion", "obs", option]
+    result_of(capsys, "prune", "cli_nets:cnn", *options, "--out", argument)
+    how = {argument: made(model, data[:2])}
+    half = sc.Budget.of_dense(sc.params(model), 0.5)
+    plan = sc.prune(model, data[0], budget=half, criterion=sc.obs, batches=data, **how).plan
+    found = sc.load_plan(place / argument).keep
+    assert {n: m.tolist() for n, m in found.items()} == {n: m.tolist() for n, m in plan.keep.items()}
+
+
 def test_prune_writes_a_folder_that_loads_and_says_how_it_was_made(pruned, capsys):
     names = {p.name for p in pruned.iterdir()}
     expected = "model.safetensors plan.json plan.safetensors report.json report.html run.json model.onnx"
@@ -244,6 +261,9 @@ def test_a_latency_budget_on_eager(capsys):
         ("prune cli_nets:cnn --budget params=50% --out x --normalization mean", 64, "by_mean"),
         ("prune cli_nets:cnn --budget params=50% --out x --target onnxruntim", 64, "did you mean 'onnxruntime'"),
         ("prune cli_nets:cnn --budget params=50% --out x --criterion obs", 64, "criterion obs needs data"),
+        ("prune cli_nets:cnn --budget params=50% --out x --allocation measured", 64, "allocation measured needs data"),
+        ("prune cli_nets:cnn --budget params=50% --out x --normalization by_effect", 64,
+         "normalization by_effect needs data"),
         ("prune cli_nets:cnn --budget params=50% --out x --recover refit", 64, "recovery refit needs data"),
         ("prune cli_nets:cnn --budget params=50% --out x --recover distil", 64, "did you mean 'distill'"),
         ("prune cli_nets:cnn --budget params=50% --out x --data cli_nets:batches --recover distill:step=5", 64,

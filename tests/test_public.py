@@ -27,8 +27,8 @@ dsnot_with eager energy erk error_table even exact_diagonal executorch fidelity 
 fisher_with fixed fpgm from_torch_prune front global_ gmp grasp grasp_with group_decay group_lasso growing_l2
 hutchinson kl_logits knapsack knapsack_with lamp latency layers layerwise learned_threshold least_squares
 least_squares_with litert llm_prune llm_prune_experts llm_shrink load load_masks load_plan load_sparse load_table
-load_training log_sparsity macs magnitude magnitude_l1 make_plan masked measure measure_energy measure_models movement
-nbytes nm nvml obd obd_with obert obs obs_with onnxruntime onnxruntime_cuda onnxruntime_int8 openvino owl
+load_training log_sparsity macs magnitude magnitude_l1 make_plan masked measure measure_energy measure_models
+measured movement nbytes nm nvml obd obd_with obert obs obs_with onnxruntime onnxruntime_cuda onnxruntime_int8 openvino owl
 pair_similarity_loss params pareto per_row permute_ permute_for perplexity prunable prune random random_init
 random_plan ranked rapl read_report recalibrate_bn recover_folder refit relative_mse remote report_schema residue
 rewind_learning_rate rewind_to ria ria_with rigl running saliency save save_masks save_plan save_pretrained save_sparse

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.choose import effect
 from secateur.choose.effect import relative_error
-from secateur.errors import DataError
+from secateur.errors import ArgumentError, DataError
 from tiny import assert_same, attention, cnn, draws, groups_of, mlp, state_of
 
 
@@ -116,10 +117,38 @@ def test_an_error_table_is_what_each_cut_model_gives() -> None:
 
     model, data = mlp(4, 8, 6, 2), [torch.randn(16, 4, generator=torch.Generator().manual_seed(0))]
     scores = sc.score(model, groups_of(model, data[0]), sc.magnitude)
-    table = error_table(model, scores, data, (0.25, 0.5))
+    table = error_table(model, scores, data, (0.25, 0.5, 0.51))  # the last cuts as many
     for g in scores.groups:
         assert table[g.name][g.units] == 0
         for kept, error in table[g.name].items():
             keep = {g.name: scores.values[g.name] >= sorted(scores.values[g.name])[g.units - kept]}
             small = sc.apply(make_plan(scores.groups, keep), model)
             assert error == pytest.approx(relative_error(small(data[0]), model(data[0])).item(), abs=1e-9)
+
+
+def test_measured_is_dp_over_a_table_made_once_for_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = mlp(4, 8, 6, 2), [torch.randn(16, 4, generator=torch.Generator().manual_seed(0))]
+    groups, cost = groups_of(model, data[0]), sc.params(model)
+    fractions = (0.25, 0.5, 0.75)
+    made = []
+
+    def table(*args: object) -> dict[str, dict[int, float]]:
+        made.append(args)
+        return sc.error_table(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(effect, "error_table", table)
+    allocation = sc.measured(model, data, fractions=fractions)
+    for number, criterion in enumerate((sc.magnitude, sc.fpgm)):
+        scores = sc.score(model, groups, criterion)
+        errors = sc.error_table(model, scores, data, fractions)
+        for share in (0.4, 0.6):
+            budget = sc.Budget.of_dense(cost, share)
+            found = sc.allocate(sc.score(model, groups, criterion), budget, allocation)
+            expected = sc.allocate(scores, budget, sc.dp(errors))
+            assert {n: m.tolist() for n, m in found.keep.items()} == {n: m.tolist() for n, m in expected.keep.items()}
+        assert len(made) == number + 1
+
+
+def test_fractions_outside_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ArgumentError, match=r"in \(0, 1\), got 1.5"):
+        sc.measured(mlp(4, 8, 2), [], fractions=(0.5, 1.5))

@@ -53,7 +53,10 @@ RunYaml = Annotated[str | None, typer.Option(help="YAML file with the same argum
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier result in the output folder.")]
 Multiple = Annotated[int | None, typer.Option(help="Kept counts are multiples of this.")]
 CriterionName = Annotated[str | None, typer.Option(help="How important each unit is. (default: magnitude)")]
-AllocationName = Annotated[str | None, typer.Option(help="How much goes where. (default: global)")]
+AllocationName = Annotated[
+    str | None,
+    typer.Option(help="How much goes where: uniform, global, knapsack, measured, or module:name. (default: global)"),
+]
 
 
 def print_json(value: Any) -> None:

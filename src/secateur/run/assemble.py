@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from secateur.choose.costs import macs, nbytes, params
+from secateur.choose.effect import by_effect, measured
 from secateur.errors import ArgumentError
 from secateur.evidence.running_cost import Running
 from secateur.evidence.running_cost import running as running_of
@@ -27,8 +29,12 @@ from secateur.types import Batches, Budget, Cost, Criterion, Example, Limits, Ta
 
 T = TypeVar("T")
 
-ALLOCATIONS = ("uniform", "global_", "knapsack")
-NORMALIZATIONS = ("unnormalized", "by_mean", "by_max", "by_cost")
+ALLOCATIONS = ("uniform", "global_", "knapsack", "measured")
+NORMALIZATIONS = ("unnormalized", "by_mean", "by_max", "by_cost", "by_effect")
+BY_OUTPUTS = (measured, by_effect)
+"""Those that are made for a model, which they run on some data."""
+SEEN = 2
+"""Batches of the data that these look at."""
 
 
 def criterion(name: str, seed: int = 0) -> Criterion:
@@ -80,6 +86,11 @@ def normalization(name: str) -> Any:
         ArgumentError: no such name.
     """
     return resolve(name, _named(NORMALIZATIONS), "normalization")
+
+
+def on_outputs(named: Any, model: nn.Module, data: Batches | None) -> Any:
+    """An allocation or a normalization; one that goes by outputs is made for the model and the first of its data."""
+    return named(model, list(itertools.islice(data or (), SEEN))) if named in BY_OUTPUTS else named
 
 
 def limits(run: Cutting) -> Limits:

@@ -61,8 +61,10 @@ def prepared(arguments: Cutting, tell: Callable[[str], None] = lambda words: Non
     normalize = assemble.normalization(arguments.normalization)
     on = None if arguments.target is None else assemble.target(arguments.target, arguments.threads)
     data = None if arguments.data is None else load_data(arguments.data, arguments.batch_size)
-    if criterion.stat is not None and data is None:
-        raise ArgumentError(f"criterion {arguments.criterion} needs data: add --data")
+    need = {"criterion": criterion.stat is not None, "allocation": allocation in assemble.BY_OUTPUTS}
+    need |= {"normalization": normalize in assemble.BY_OUTPUTS}
+    for what in (what for what, needed in need.items() if needed and data is None):
+        raise ArgumentError(f"{what} {getattr(arguments, what)} needs data: add --data")
     assemble.recoveries(arguments.recover, data, arguments.seed)
     tell("loading the model")
     torch.manual_seed(arguments.seed)
@@ -73,6 +75,7 @@ def prepared(arguments: Cutting, tell: Callable[[str], None] = lambda words: Non
             "plan says what was cut"
         )
     example = load_example(arguments.example, data, model)
+    allocation, normalize = (assemble.on_outputs(f, model, data) for f in (allocation, normalize))
     return Ready(model, example, source, data, on, criterion, allocation, normalize)
 
 
