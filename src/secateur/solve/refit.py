@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError
 from secateur.graph.dropping import original
+from secateur.products import fast_for
 from secateur.score.calibrate import ROWS, checked, forward, quiet_eval, real
 from secateur.score.capture import Contraction, Enough, Watch, every_nth, from_matrix, matrix, version
 from secateur.score.obs import firm
@@ -76,7 +77,7 @@ def refit_(
     """
     data = [example for _, example, _ in checked(small, batches)]
     report: dict[str, tuple[float, float]] = {}
-    with quiet_eval(small, dense), torch.no_grad():
+    with quiet_eval(small, dense), torch.no_grad(), fast_for(small):
         order = _consumers(small, plan, data[0])
         targets = _Targets.of(dense, data, [original(c.weight, plan.layers) for c in order], memory)
         for i, c in enumerate(order):
