@@ -1,22 +1,23 @@
 """Latency-aware, MACs-aware and uniform plans at equal measured latency, before and after the same recovery.
 
-Experiment ``equal_latency``; cases ``MODEL/onnxruntime/SHARE%/latency``, ``.../macs`` and ``.../uniform``, the share of
-the dense latency being the model's own in `_subjects`; metrics ``before`` and ``after`` recovery (larger is better:
-accuracy in percent, cosine to the dense model, negated divergence from it or negated log perplexity),
-``latency_ratio``; a seed draws calibration data and training order. The first case has ``after_over_macs`` and the
-like too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of their mean.
+Experiment ``equal_latency``; cases ``MODEL/onnxruntime/SHARE%/latency``, ``.../measured``, ``.../macs`` and
+``.../uniform``, the share of the dense latency being the model's own in `_subjects`; metrics ``before`` and ``after``
+recovery (larger is better: accuracy in percent, cosine to the dense model, negated divergence from it or negated log
+perplexity), ``latency_ratio``; a seed draws calibration data and training order. The first case has
+``after_over_macs`` and the like too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of
+their mean.
 
-All three rank the units of a layer alike (structured OBS). How much goes where, the first two solve from the same
-errors, measured at the outputs with four parts of each group cut (SPDY, ZipLM), the MACs-aware plan as if time went
-with MACs. Each is asked for more or less, up to eight times, until its measured latency is within half a percent of
-the share: quality changes with latency, and a percent would pass for a lead. Of one that jumps over the share the two
-nearest plans, one on either side, are recovered and timed, and the figures are read off the line between them at the
-share; where the two stood is in ``latency_ratio_below`` and ``latency_ratio_above``. A plan that cannot be had has no
-rows. No plan is held to multiples: which widths are slow is for latency to know.
+All rank the units of a layer alike (structured OBS). How much goes where is solved for latency from scores that are
+scaled by what half of each group costs at the outputs (``latency``) or from errors measured there with four parts of
+each group cut (``measured``); for ``macs`` from the first, as if time went with multiply-accumulates. Each is asked for
+more or less, up to eight times, until its measured latency is within half a percent of the share: quality changes with
+latency, and a percent would pass for a lead. Of one that jumps over the share the two nearest plans, one on either
+side, are recovered and timed, and the figures are read off the line between them at the share; where the two stood is
+in ``latency_ratio_below`` and ``latency_ratio_above``. A plan that cannot be had has no rows. No plan is held to
+multiples: which widths are slow is for latency to know.
 
-The shares, and the learning rates of recovery, were chosen with figures of seed 0 in view, those of all three plans;
-the line between two plans with three seeds in view, in which uniform ones stood beside the share; and errors at four
-points, in the place of scores scaled by one, when the uniform plans of two seeds were level with those on the ResNet.
+The shares, and the learning rates of recovery, were chosen with figures of seed 0 in view, those of all plans; the line
+between two plans with three seeds in view, in which uniform ones stood beside the share.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from secateur.choose.rank import Allocation
 
 TARGET = "onnxruntime"
 ATTEMPTS, NEAR, SAME = 8, 0.005, 0.001
-PARTS = (0.25, 0.5, 0.75, 0.9)
 
 
 def by_macs(cost: sc.Cost) -> sc.Cost:
@@ -54,12 +54,20 @@ def by_macs(cost: sc.Cost) -> sc.Cost:
     return dataclasses.replace(cost, of=of)
 
 
-def measured(subject: Subject, data: list[Any], seed: int) -> tuple[sc.Scores, dict[str, dict[int, float]]]:
-    """What the plans of a seed choose by: the order within every group, and what it costs to cut parts of it."""
+def ways_of(
+    subject: Subject, data: list[Any], seed: int, cost: sc.Cost
+) -> dict[str, tuple[sc.Scores, sc.Cost, Allocation]]:
+    """What the plans of a seed choose by."""
     seen = data[:2] if subject.sensitivity is None else subject.sensitivity(seed)
     groups = sc.couple(sc.trace(subject.model, subject.example), ignore=subject.ignore)
     scores = sc.score(subject.model, groups, sc.obs, sc.calibrate(subject.model, data, sc.obs, groups))
-    return scores, sc.error_table(subject.model, scores, seen, PARTS, subject.loss)
+    scaled = sc.by_effect(subject.model, seen, subject.loss)(scores)
+    return {
+        "latency": (scaled, cost, sc.knapsack),
+        "measured": (scores, cost, sc.measured(subject.model, seen, subject.loss)),
+        "macs": (scaled, by_macs(cost), sc.knapsack),
+        "uniform": (scores, cost, sc.uniform),
+    }
 
 
 @dataclass(frozen=True)
@@ -107,14 +115,13 @@ def next_aim(share: float, found: Found, sides: dict[bool, Found], steps: int) -
 
 
 def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figure]:
-    """All three plans of a seed."""
+    """All plans of a seed."""
     torch.manual_seed(seed)
     data = subject.batches(seed)
-    scores, errors = measured(subject, data, seed)
-    ways = {"latency": (cost, sc.dp(errors)), "macs": (by_macs(cost), sc.dp(errors)), "uniform": (cost, sc.uniform)}
+    ways = ways_of(subject, data, seed, cost)
     judged: list[tuple[str, float, float]] = []
     models = [subject.model]
-    for way, (its, allocation) in ways.items():
+    for way, (scores, its, allocation) in ways.items():
         for found in nearest(subject, scores, its, allocation):
             before = subject.judge(found.small)
             for stage in subject.recover(data, seed):
