@@ -44,8 +44,10 @@ EQUAL = Table(
     "Plans solved for latency (from scores scaled by one measurement a group, or from measured errors), for "
     "multiply-accumulates, and the same fraction everywhere, all at the same share of the dense latency in ONNX "
     "Runtime, before and after the same recovery; larger is better: test accuracy, cosine to the dense model, "
-    "negated divergence from it, negated log perplexity. Leads are those of the first plan after recovery, means "
-    "over the seeds, with half of their 95 % intervals.",
+    "negated divergence from it, negated log perplexity. Where no plan stands at the share, figures are read off "
+    "the line between the two nearest, or are the nearer's where the last timing finds both on one side; "
+    "EfficientNet-Lite0's are those of the nearest plan alone. Leads are those of the first plan after recovery, "
+    "means over the seeds, with half of their 95 % intervals.",
     {
         f"{m}/onnxruntime/{_SHARES[m]}%/{way}": f"{model}, {_SHARES[m]} %, {label}"
         for m, model in _MODELS.items()

@@ -149,6 +149,25 @@ def test_measured_is_dp_over_a_table_made_once_for_the_same_scores(monkeypatch: 
         assert len(made) == number + 1
 
 
+def test_data_that_can_be_read_once_serve_other_scores_too() -> None:
+    model, data = mlp(4, 8, 6, 2), draws(1, 9, 4)
+    once, budget = sc.measured(model, iter(data)), sc.Budget.of_dense(sc.params(model), 0.6)
+    for criterion in (sc.magnitude, sc.fpgm):
+        scores = sc.score(model, groups_of(model, data[0]), criterion)
+        found, expected = (sc.allocate(scores, budget, a) for a in (once, sc.measured(model, data)))
+        assert {n: m.tolist() for n, m in found.keep.items()} == {n: m.tolist() for n, m in expected.keep.items()}
+
+
+def test_a_single_batch_in_the_place_of_batches_is_refused() -> None:
+    model, batch = mlp(4, 8, 2), draws(1, 9, 4)[0]
+    scores = sc.score(model, groups_of(model, batch), sc.magnitude)
+    half = sc.Budget.of_dense(sc.params(model), 0.6)
+    with pytest.raises(DataError, match="pass \\[batch\\]"):
+        sc.by_effect(model, batch)
+    with pytest.raises(DataError, match="pass \\[batch\\]"):
+        sc.allocate(scores, half, sc.measured(model, batch))
+
+
 def test_fractions_outside_are_refused_before_anything_runs() -> None:
     with pytest.raises(ArgumentError, match=r"in \(0, 1\), got 1.5"):
         sc.measured(mlp(4, 8, 2), [], fractions=(0.5, 1.5))

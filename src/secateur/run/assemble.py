@@ -90,7 +90,7 @@ def normalization(name: str) -> Any:
 
 def on_outputs(named: Any, model: nn.Module, data: Batches | None) -> Any:
     """An allocation or a normalization; one that goes by outputs is made for the model and the first of its data."""
-    return named(model, list(itertools.islice(data or (), SEEN))) if named in BY_OUTPUTS else named
+    return named(model, list(itertools.islice(() if data is None else data, SEEN))) if named in BY_OUTPUTS else named
 
 
 def limits(run: Cutting) -> Limits:
