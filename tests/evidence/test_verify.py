@@ -197,6 +197,16 @@ def test_a_model_that_hides_the_cut_fails_the_control() -> None:
     assert failed(sc.verify(model, plan, small, example)) == ["control: the uncut model must differ"]
 
 
+def test_units_that_are_dead_on_the_example_hide_nothing() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    plan = sc.random_plan(sc.couple(sc.trace(net, x)), 0.5, seed=0)
+    with torch.no_grad():
+        net[0].bias.copy_(torch.from_numpy(np.where(plan.keep["0:neuron"], 0.0, -2.0)))
+    assert torch.equal(net(x), sc.masked(plan, net)(x))
+    assert sc.verify(net, plan, sc.apply(plan, net), x).ok
+
+
 def test_zeros_do_not_hide_errors() -> None:
     """With the second matrix at zero everything agrees; the check moves every weight first."""
     model, example = mlp(4, 8, 2), torch.randn(2, 4)
