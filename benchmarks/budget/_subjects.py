@@ -35,10 +35,10 @@ class Subject:
 
     Attributes:
         model: dense. example: what it is timed on. repeats: timings of each model a measurement.
-        batches: ``seed -> calibration data``. loss: what a cut costs at the outputs, for `sc.by_effect`.
+        batches: ``seed -> calibration data``. held: ``seed -> other data``, on which what a cut costs is measured.
+        loss: what it costs at the outputs.
         judge: the quality of a model, larger is better. unit: of that figure.
         recover: ``(calibration data, seed) -> stages``. limits: of every plan.
-        sensitivity: ``seed -> data`` on which that cost is seen; None: the first two of the calibration data.
         ignore: groups left whole where plans are compared.
         share: of the dense latency, at which plans are compared: some quality is lost there, and not all of it.
         seeds: how many draws of the data they are compared on.
@@ -48,12 +48,12 @@ class Subject:
     example: Any
     repeats: int
     batches: Callable[[int], list[Any]]
+    held: Callable[[int], list[Any]]
     loss: Any
     judge: Callable[[nn.Module], float]
     unit: str
     recover: Callable[[list[Any], int], Sequence[sc.Recovery]]
     limits: sc.Limits = field(default_factory=sc.Limits)
-    sensitivity: Callable[[int], list[Any]] | None = None
     ignore: Sequence[str] = ()
     share: float = 0.75
     seeds: int = 3
@@ -109,6 +109,10 @@ def resnet_subject() -> Subject:
         order = torch.randperm(len(given.train.x), generator=torch.Generator().manual_seed(seed))[:2_048]
         return list(given.train.x[order].split(256))
 
+    def held(seed: int) -> list[Tensor]:
+        order = torch.randperm(len(given.train.x), generator=torch.Generator().manual_seed(seed))[-512:]
+        return list(given.train.x[order].split(256))
+
     def recover(data: list[Tensor], seed: int) -> list[sc.Recovery]:
         order = torch.randperm(len(given.train.x), generator=torch.Generator().manual_seed(seed))
         pool = [x.contiguous() for x in given.train.x[order].split(128)]
@@ -120,6 +124,7 @@ def resnet_subject() -> Subject:
         torch.zeros(32, 1, 28, 28),
         40,
         batches,
+        held,
         sc.kl_logits(1.0),
         lambda m: _fashion.accuracy(copy.deepcopy(m), given.test),
         "%",
@@ -150,12 +155,12 @@ def efficientnet_subject() -> Subject:
         example,
         30,
         batches,
+        lambda seed: [_photos.photos(8, 8 if quick() else 32, 8, seed).sensitivity],
         sc.kl_logits(1.0),
         judge,
         "nats",
         lambda data, seed: [sc.refit(data), sc.recalibrate_bn(data)],
         sc.Limits(multiple=8, max_sparsity=0.75),
-        lambda seed: [_photos.photos(8, 8 if quick() else 32, 8, seed).sensitivity],
     )
 
 
@@ -180,6 +185,7 @@ def minilm_subject() -> Subject:
         demo.example_of(texts),
         20,
         lambda seed: demo.calibration_texts(texts, seed),
+        lambda seed: demo.calibration_texts(texts, 1000 + seed)[:2],
         embedding_loss,
         judge,
         "",
@@ -214,12 +220,12 @@ def smollm2_subject() -> Subject:
         example,
         8,
         batches,
+        lambda seed: [{"input_ids": batches(1000 + seed)[0]["input_ids"][:2]}],
         sc.kl_logits(1.0),
         judge,
         "nats",
         lambda data, seed: [sc.refit(data[:2])],  # half a pass a weight
         sc.Limits(by_kind={"neuron": 32}),
-        lambda seed: [{"input_ids": batches(seed)[0]["input_ids"][:2]}],
         ignore=("*:head_dim",),  # structured OBS needs a matrix that the units feed
     )
 

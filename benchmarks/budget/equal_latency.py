@@ -1,20 +1,20 @@
 """Latency-aware, MACs-aware and uniform plans at equal measured latency, before and after the same recovery.
 
-Experiment ``equal_latency``; cases ``MODEL/onnxruntime/SHARE%/latency``, ``.../measured``, ``.../macs`` and
-``.../uniform``, the share of the dense latency being the model's own in `_subjects`; metrics ``before`` and ``after``
-recovery (larger is better: accuracy in percent, cosine to the dense model, negated divergence from it or negated log
-perplexity), ``latency_ratio``; a seed draws calibration data and training order. The first case has
-``after_over_macs`` and the like too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of
-their mean.
+Experiment ``equal_latency``; cases ``MODEL/onnxruntime/SHARE%/latency``, ``.../macs`` and ``.../uniform``, the share of
+the dense latency being the model's own in `_subjects`; metrics ``before`` and ``after`` recovery (larger is better:
+accuracy in percent, cosine to the dense model, negated divergence from it or negated log perplexity), where training is
+part of recovery also ``refitted``, with what comes before it (least squares, statistics of batch norms) alone, and
+``latency_ratio``; a seed draws calibration data and training order. The first case has ``after_over_macs`` and the like
+too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of their mean.
 
-All rank the units of a layer alike (structured OBS). How much goes where is solved for latency from scores that are
-scaled by what half of each group costs at the outputs (``latency``) or from errors measured there with four parts of
-each group cut (``measured``); for ``macs`` from the first, as if time went with multiply-accumulates. Each is asked for
-more or less, up to eight times, until its measured latency is within half a percent of the share: quality changes with
-latency, and a percent would pass for a lead. Of one that jumps over the share the two nearest plans, one on either
-side, are recovered and timed, and the figures are read off the line between them at the share; where the two stood is
-in ``latency_ratio_below`` and ``latency_ratio_above``. A plan that cannot be had has no rows. No plan is held to
-multiples: which widths are slow is for latency to know.
+All rank the units of a layer alike (structured OBS). How much goes where is solved by `sc.measured`, from errors at the
+outputs on data that nothing was calibrated on, for latency; by the same with the same errors as if time went with
+multiply-accumulates (``macs``); or is the same fraction everywhere. Each is asked for more or less, up to eight times,
+until its measured latency is within half a percent of the share: quality changes with latency, and a percent would pass
+for a lead. Of one that jumps over the share the two nearest plans, one on either side, are recovered and timed, and the
+figures are read off the line between them at the share; where the two stood is in ``latency_ratio_below`` and
+``latency_ratio_above``. A plan that cannot be had has no rows. No plan is held to multiples: which widths are slow is
+for latency to know.
 
 The shares, and the learning rates of recovery, were chosen with figures of seed 0 in view, those of all plans; the line
 between two plans with three seeds in view, in which uniform ones stood beside the share.
@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,20 +54,16 @@ def by_macs(cost: sc.Cost) -> sc.Cost:
     return dataclasses.replace(cost, of=of)
 
 
-def ways_of(
-    subject: Subject, data: list[Any], seed: int, cost: sc.Cost
-) -> dict[str, tuple[sc.Scores, sc.Cost, Allocation]]:
-    """What the plans of a seed choose by."""
-    seen = data[:2] if subject.sensitivity is None else subject.sensitivity(seed)
+def ways_of(subject: Subject, seed: int, cost: sc.Cost) -> dict[str, tuple[sc.Cost, Allocation]]:
+    """What the plans of a seed are solved for, and by."""
+    errors = sc.measured(subject.model, subject.held(seed), subject.loss)
+    return {"latency": (cost, errors), "macs": (by_macs(cost), errors), "uniform": (cost, sc.uniform)}
+
+
+def scores_of(subject: Subject, data: list[Any]) -> sc.Scores:
+    """The ranking that all plans share."""
     groups = sc.couple(sc.trace(subject.model, subject.example), ignore=subject.ignore)
-    scores = sc.score(subject.model, groups, sc.obs, sc.calibrate(subject.model, data, sc.obs, groups))
-    scaled = sc.by_effect(subject.model, seen, subject.loss)(scores)
-    return {
-        "latency": (scaled, cost, sc.knapsack),
-        "measured": (scores, cost, sc.measured(subject.model, seen, subject.loss)),
-        "macs": (scaled, by_macs(cost), sc.knapsack),
-        "uniform": (scores, cost, sc.uniform),
-    }
+    return sc.score(subject.model, groups, sc.obs, sc.calibrate(subject.model, data, sc.obs, groups))
 
 
 @dataclass(frozen=True)
@@ -118,36 +114,48 @@ def one_seed(name: str, subject: Subject, cost: sc.Cost, seed: int) -> list[Figu
     """All plans of a seed."""
     torch.manual_seed(seed)
     data = subject.batches(seed)
-    ways = ways_of(subject, data, seed, cost)
-    judged: list[tuple[str, float, float]] = []
-    models = [subject.model]
-    for way, (scores, its, allocation) in ways.items():
+    scores, judged, models = scores_of(subject, data), list[tuple[str, dict[str, float]]](), [subject.model]
+    for way, (its, allocation) in ways_of(subject, seed, cost).items():
         for found in nearest(subject, scores, its, allocation):
-            before = subject.judge(found.small)
-            for stage in subject.recover(data, seed):
-                stage.run(found.small, subject.model, found.plan)
-            judged.append((way, before, subject.judge(found.small.eval())))
+            judged.append((way, recovered(subject, found, data, seed)))
             models.append(found.small)
-            print(f"{name}/{way} seed {seed}, {found.share:.3f}: {before:.4f} -> {judged[-1][2]:.4f}", flush=True)
+            print(f"{name}/{way} seed {seed}, {found.share:.3f}: {judged[-1][1]}", flush=True)
     dense, *cut = sc.measure_models(TARGETS[TARGET], models, subject.example, 2 * subject.repeats)
     timed = [(t.median / dense.median, *j) for t, j in zip(cut, judged, strict=True)]
-    return [f for way in ways for f in figures_of(name, subject, way, seed, sorted(t for t in timed if t[1] == way))]
+    return [
+        figure
+        for way in ("latency", "macs", "uniform")
+        for figure in figures_of(
+            name, subject, way, seed, sorted(((r, v) for r, w, v in timed if w == way), key=lambda p: p[0])
+        )
+    ]
+
+
+def recovered(subject: Subject, found: Found, data: list[Any], seed: int) -> dict[str, float]:
+    """Recover the cut model; its quality by stage."""
+    quality = {"before": subject.judge(found.small)}
+    stages = subject.recover(data, seed)
+    trains = [i for i, stage in enumerate(stages) if stage.name == "distill"][:1]
+    for i, stage in enumerate(stages):
+        if i in trains:
+            quality["refitted"] = subject.judge(found.small.eval())
+        stage.run(found.small, subject.model, found.plan)
+    return {**quality, "after": subject.judge(found.small.eval())}
 
 
 def figures_of(
-    name: str, subject: Subject, way: str, seed: int, points: Sequence[tuple[float, str, float, float]]
+    name: str, subject: Subject, way: str, seed: int, points: Sequence[tuple[float, Mapping[str, float]]]
 ) -> list[Figure]:
-    """At the share, of one or two plans ``(latency ratio, way, before, after)`` in the order of their latency."""
+    """At the share, of one or two plans (latency ratio, quality by stage) in the order of their latency."""
     if not points:
         return []
-    ratios = [p[0] for p in points]
-    values = {"before": [p[2] for p in points], "after": [p[3] for p in points], "latency_ratio": ratios}
-    units = {"latency_ratio": ""}
-    case = case_of(name, subject, way)
+    case, ratios = case_of(name, subject, way), [ratio for ratio, _ in points]
+    values = {stage: [quality[stage] for _, quality in points] for stage in points[0][1]}
     out = [
-        Figure(case, metric, float(np.interp(subject.share, ratios, v)), units.get(metric, subject.unit), seed)
-        for metric, v in values.items()
+        Figure(case, stage, float(np.interp(subject.share, ratios, v)), subject.unit, seed)
+        for stage, v in values.items()
     ]
+    out.append(Figure(case, "latency_ratio", float(np.interp(subject.share, ratios, ratios)), "", seed))
     ends = zip(("below", "above"), ratios, strict=False) if len(points) > 1 else ()
     return out + [Figure(case, f"latency_ratio_{end}", ratio, "", seed) for end, ratio in ends]
 
@@ -163,9 +171,9 @@ def leads(name: str, subject: Subject, found: Sequence[Figure]) -> list[Figure]:
     mine = case_of(name, subject, "latency")
     seeds = [f.seed for f in found if f.case == mine and f.metric == "after"]
     out = []
-    for other, metric in itertools.product(("macs", "uniform"), ("before", "after")):
+    for other, metric in itertools.product(("macs", "uniform"), ("before", "refitted", "after")):
         theirs = case_of(name, subject, other)
-        both = [s for s in seeds if (theirs, metric, s) in value]
+        both = [s for s in seeds if (mine, metric, s) in value and (theirs, metric, s) in value]
         ahead = [value[mine, metric, s] - value[theirs, metric, s] for s in both]
         over = f"{metric}_over_{other}"
         out += [Figure(mine, over, v, subject.unit, s) for v, s in zip(ahead, both, strict=True)]

@@ -4,9 +4,10 @@ from secateur.choose.allocate import allocate, global_, knapsack, knapsack_with,
 from secateur.choose.costs import macs, nbytes, params
 from secateur.choose.density import erk, even, owl, ranked, uniform_plus
 from secateur.choose.depth import drop_layers
-from secateur.choose.effect import by_effect, error_table, measured
+from secateur.choose.effect import by_effect, error_table
 from secateur.choose.front import pareto, sweep
 from secateur.choose.knapsack import dp
+from secateur.choose.measured import measured
 from secateur.choose.patterns import Pattern, balanced, block, nm, per_row, unstructured
 from secateur.choose.permute import permute_, permute_for
 from secateur.choose.plan import make_plan, random_plan

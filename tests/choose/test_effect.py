@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.choose import effect
-from secateur.choose.effect import relative_error
-from secateur.errors import ArgumentError, DataError
+from secateur.choose.trial import relative_error
+from secateur.errors import DataError
 from tiny import assert_same, attention, cnn, draws, groups_of, mlp, state_of
 
 
@@ -112,7 +111,7 @@ def test_relative_error_sums_over_outputs() -> None:
 
 
 def test_an_error_table_is_what_each_cut_model_gives() -> None:
-    from secateur.choose.effect import error_table, relative_error
+    from secateur.choose.effect import error_table
     from secateur.choose.plan import make_plan
 
     model, data = mlp(4, 8, 6, 2), [torch.randn(16, 4, generator=torch.Generator().manual_seed(0))]
@@ -124,50 +123,3 @@ def test_an_error_table_is_what_each_cut_model_gives() -> None:
             keep = {g.name: scores.values[g.name] >= sorted(scores.values[g.name])[g.units - kept]}
             small = sc.apply(make_plan(scores.groups, keep), model)
             assert error == pytest.approx(relative_error(small(data[0]), model(data[0])).item(), abs=1e-9)
-
-
-def test_measured_is_dp_over_a_table_made_once_for_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = mlp(4, 8, 6, 2), [torch.randn(16, 4, generator=torch.Generator().manual_seed(0))]
-    groups, cost = groups_of(model, data[0]), sc.params(model)
-    fractions = (0.25, 0.5, 0.75)
-    made = []
-
-    def table(*args: object) -> dict[str, dict[int, float]]:
-        made.append(args)
-        return sc.error_table(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(effect, "error_table", table)
-    allocation = sc.measured(model, data, fractions=fractions)
-    for number, criterion in enumerate((sc.magnitude, sc.fpgm)):
-        scores = sc.score(model, groups, criterion)
-        errors = sc.error_table(model, scores, data, fractions)
-        for share in (0.4, 0.6):
-            budget = sc.Budget.of_dense(cost, share)
-            found = sc.allocate(sc.score(model, groups, criterion), budget, allocation)
-            expected = sc.allocate(scores, budget, sc.dp(errors))
-            assert {n: m.tolist() for n, m in found.keep.items()} == {n: m.tolist() for n, m in expected.keep.items()}
-        assert len(made) == number + 1
-
-
-def test_data_that_can_be_read_once_serve_other_scores_too() -> None:
-    model, data = mlp(4, 8, 6, 2), draws(1, 9, 4)
-    once, budget = sc.measured(model, iter(data)), sc.Budget.of_dense(sc.params(model), 0.6)
-    for criterion in (sc.magnitude, sc.fpgm):
-        scores = sc.score(model, groups_of(model, data[0]), criterion)
-        found, expected = (sc.allocate(scores, budget, a) for a in (once, sc.measured(model, data)))
-        assert {n: m.tolist() for n, m in found.keep.items()} == {n: m.tolist() for n, m in expected.keep.items()}
-
-
-def test_a_single_batch_in_the_place_of_batches_is_refused() -> None:
-    model, batch = mlp(4, 8, 2), draws(1, 9, 4)[0]
-    scores = sc.score(model, groups_of(model, batch), sc.magnitude)
-    half = sc.Budget.of_dense(sc.params(model), 0.6)
-    with pytest.raises(DataError, match="pass \\[batch\\]"):
-        sc.by_effect(model, batch)
-    with pytest.raises(DataError, match="pass \\[batch\\]"):
-        sc.allocate(scores, half, sc.measured(model, batch))
-
-
-def test_fractions_outside_are_refused_before_anything_runs() -> None:
-    with pytest.raises(ArgumentError, match=r"in \(0, 1\), got 1.5"):
-        sc.measured(mlp(4, 8, 2), [], fractions=(0.5, 1.5))

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from secateur.choose.costs import macs, nbytes, params
-from secateur.choose.effect import by_effect, measured
+from secateur.choose.effect import by_effect
+from secateur.choose.measured import measured
 from secateur.errors import ArgumentError
 from secateur.evidence.running_cost import Running
 from secateur.evidence.running_cost import running as running_of
