@@ -220,7 +220,7 @@ def smollm2_subject() -> Subject:
         example,
         8,
         batches,
-        lambda seed: [{"input_ids": batches(1000 + seed)[0]["input_ids"][:2]}],
+        lambda seed: [{"input_ids": batches(1000 + seed)[0]["input_ids"][:2, :128]}],
         sc.kl_logits(1.0),
         judge,
         "nats",
