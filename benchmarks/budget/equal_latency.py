@@ -135,7 +135,7 @@ def recovered(subject: Subject, found: Found, data: list[Any], seed: int) -> dic
     """Recover the cut model; its quality by stage."""
     quality = {"before": subject.judge(found.small)}
     stages = subject.recover(data, seed)
-    trains = [i for i, stage in enumerate(stages) if stage.name == "distill"][:1]
+    trains = [i for i, stage in enumerate(stages) if "distill" in stage.name][:1]
     for i, stage in enumerate(stages):
         if i in trains:
             quality["refitted"] = subject.judge(found.small.eval())

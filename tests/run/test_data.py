@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from secateur.errors import ArgumentError, DataError
-from secateur.run.data import describe, load_data, load_example
+from secateur.run.data import describe, held_out, load_data, load_example
 
 CODE = """
 import torch
@@ -175,3 +175,17 @@ def test_no_example():
         load_example(None, load_data("user_data:nothing"))
     with pytest.raises(DataError, match="NaN or inf"):
         load_example(None, load_data("user_data:broken"))
+
+
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 1), (4, 2), (9, 2)])
+def test_batches_are_held_out_half_at_most(count: int, held: int) -> None:
+    data = list(range(count))
+    first, rest = held_out(data, 2)
+    assert first == data[:held]
+    assert list(rest) == list(rest) == data[held:]
+
+
+def test_a_single_batch_is_all_there_is(caplog: pytest.LogCaptureFixture) -> None:
+    first, rest = held_out(["one"], 2)
+    assert first == list(rest) == ["one"]
+    assert "give more batches" in caplog.text

@@ -18,6 +18,7 @@ from secateur.choose.measured import measured
 from secateur.errors import ArgumentError
 from secateur.evidence.running_cost import Running
 from secateur.evidence.running_cost import running as running_of
+from secateur.run.data import held_out
 from secateur.run.names import nearest, resolve
 from secateur.run.pipeline import Quality
 from secateur.run.runfile import BudgetText, Cutting, RecoverText, RunFile
@@ -35,7 +36,7 @@ NORMALIZATIONS = ("unnormalized", "by_mean", "by_max", "by_cost", "by_effect")
 BY_OUTPUTS = (measured, by_effect)
 """Those that are made for a model, which they run on some data."""
 SEEN = 2
-"""Batches of the data that these look at."""
+"""Batches of the data that these look at, at most."""
 
 
 def criterion(name: str, seed: int = 0) -> Criterion:
@@ -89,9 +90,17 @@ def normalization(name: str) -> Any:
     return resolve(name, _named(NORMALIZATIONS), "normalization")
 
 
-def on_outputs(named: Any, model: nn.Module, data: Batches | None) -> Any:
-    """An allocation or a normalization; one that goes by outputs is made for the model and the first of its data."""
-    return named(model, list(itertools.islice(() if data is None else data, SEEN))) if named in BY_OUTPUTS else named
+def on_outputs(
+    named: Sequence[Any], model: nn.Module, data: Batches | None, criterion: Criterion
+) -> tuple[list[Any], Batches | None]:
+    """Allocations and normalizations, those that go by outputs made for the model; and what is left to calibrate on.
+
+    Those look at the first batches, which a criterion that fits statistics does not see then.
+    """
+    if data is None or not any(f in BY_OUTPUTS for f in named):
+        return list(named), data
+    seen, rest = held_out(data, SEEN) if criterion.stat is not None else (list(itertools.islice(data, SEEN)), data)
+    return [f(model, seen) if f in BY_OUTPUTS else f for f in named], rest
 
 
 def limits(run: Cutting) -> Limits:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from secateur.run.names import import_name, nearest
 from secateur.train.batches import not_finite
 from secateur.types import Batches, Example
 
+log = logging.getLogger("secateur")
+
 TARGETS = "targets"
 """An array of this name in a data file is what the model should answer, not an input."""
 
@@ -37,6 +41,36 @@ class Again:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.make())
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Batches without the first ones."""
+
+    batches: Batches
+    skipped: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.batches), self.skipped, None)
+
+
+def held_out(data: Batches, most: int) -> tuple[list[Any], Batches]:
+    """The first batches, so many and half of all at most, and the rest; a single one is both.
+
+    Example:
+        >>> held, rest = held_out([1, 2, 3], 2)
+        >>> held, list(rest)
+        ([1], [2, 3])
+    """
+    first = list(itertools.islice(iter(data), 2 * most))
+    count = min(most, len(first) // 2)
+    if not count:
+        log.warning(
+            "data: one batch alone, so what cuts cost is measured on what the scores were calibrated on, where it "
+            "seems to cost less than it does: give more batches"
+        )
+        return first, data
+    return first[:count], Rest(data, count)
 
 
 def load_data(spec: str, batch_size: int = 32, not_in: Path | None = None) -> Batches:

@@ -109,7 +109,7 @@ def execute_front(arguments: FrontFile, folder: Folder, tell: Callable[[str], No
         lowest=arguments.lowest,
         criterion=ready.criterion,
         allocation=ready.allocation,
-        batches=ready.data,
+        batches=ready.calibration,
         recover=stages,
         target=ready.on,
         seed=arguments.seed,

@@ -32,13 +32,15 @@ class Ready:
 
     Attributes:
         model, example: the dense model and what it is recorded and timed on. source: what builds its class again.
-        data: batches, or None. on: the target, or None. criterion, allocation, normalize: as named.
+        data: batches, or None. calibration: those of them that the scores are calibrated on. on: the target, or None.
+        criterion, allocation, normalize: as named.
     """
 
     model: nn.Module
     example: Example
     source: Any
     data: Batches | None
+    calibration: Batches | None
     on: Target | None
     criterion: Criterion
     allocation: Allocation
@@ -75,8 +77,8 @@ def prepared(arguments: Cutting, tell: Callable[[str], None] = lambda words: Non
             "plan says what was cut"
         )
     example = load_example(arguments.example, data, model)
-    allocation, normalize = (assemble.on_outputs(f, model, data) for f in (allocation, normalize))
-    return Ready(model, example, source, data, on, criterion, allocation, normalize)
+    (allocation, normalize), rest = assemble.on_outputs((allocation, normalize), model, data, criterion)
+    return Ready(model, example, source, data, rest, on, criterion, allocation, normalize)
 
 
 def execute(
@@ -95,7 +97,7 @@ def execute(
         budget=assemble.budget(arguments.budget, ready.model, ready.example, ready.on),
         criterion=ready.criterion,
         allocation=ready.allocation,
-        batches=ready.data,
+        batches=ready.calibration,
         recover=stages or None,
         target=ready.on,
         seed=arguments.seed,
