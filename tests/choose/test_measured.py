@@ -143,6 +143,23 @@ def test_plans_that_cannot_be_carried_out_are_not_chosen(monkeypatch: pytest.Mon
     assert counts_of(plan)["0:neuron"] % 2 == 0
 
 
+def test_a_matrix_that_has_two_names_is_made_up_for() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.again = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+            self.again.weight = self.down.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.up(x))
+            return self.down(h) + self.again(h)
+
+    model, data = Tied(), draws(2, 30, 4)
+    scores = sc.score(model, groups_of(model, data[0]), sc.obs, sc.calibrate(model, data[1:], sc.obs))
+    plan = sc.allocate(scores, sc.Budget.of_dense(sc.params(model), 0.6), sc.measured(model, data[:1]))
+    assert 0 < Trial(model, scores, data[:1], None, 1e-2)(plan.keep) < 1
+
+
 def test_data_that_can_be_read_once_serve_other_scores_too() -> None:
     model, data = mlp(4, 8, 6, 2), draws(1, 9, 4)
     once, budget = sc.measured(model, iter(data)), sc.Budget.of_dense(sc.params(model), 0.6)

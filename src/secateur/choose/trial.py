@@ -72,7 +72,7 @@ class Trial:
         return max(found, 0.0)
 
     def _make_up_(self, small: nn.Module, plan: Plan) -> None:
-        dense, cut = dict(self.model.named_parameters()), dict(small.named_parameters())
+        dense, cut = (dict(m.named_parameters(remove_duplicate=False)) for m in (self.model, small))
         for name, (moment, units) in self.fed.items():
             rest = torch.ones(len(moment.second), dtype=torch.bool)
             for group, index in units:
