@@ -44,6 +44,7 @@ ROOMS = [
     "errors",
     "atomic",
     "scratch",
+    "progress",
     "types",
     "calling",
     "products",

@@ -6,7 +6,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import DataError, PlanError
-from secateur.train.progress import progress
+from secateur.progress import progress
 from secateur.train.recovery import finetune
 from tiny import mlp
 

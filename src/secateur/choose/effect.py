@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.choose.trial import Distance, Trial, all_of, examples_of, lowest
 from secateur.errors import ArgumentError
+from secateur.progress import progress
 from secateur.types import Batches, Scores
 
 
@@ -99,13 +100,15 @@ def error_table(
 
 def table_of(trial: Trial, fractions: Sequence[float]) -> dict[str, dict[int, float]]:
     """`error_table` of a trial: group -> units kept -> error."""
-    table: dict[str, dict[int, float]] = {}
-    for g in trial.scores.groups:
-        table[g.name] = {g.units: 0.0}
-        for fraction in sorted(fractions):
-            keep = lowest(trial.scores, g.name, fraction)
-            if (left := int(keep.sum())) not in table[g.name]:  # of few units several fractions cut as many
-                table[g.name][left] = trial({g.name: keep})
+    groups, table = list(trial.scores.groups), dict[str, dict[int, float]]()
+    with progress("errors of groups", len(groups)) as tell:
+        for number, g in enumerate(groups):
+            tell(number, g.name)
+            table[g.name] = {g.units: 0.0}
+            for fraction in sorted(fractions):
+                keep = lowest(trial.scores, g.name, fraction)
+                if (left := int(keep.sum())) not in table[g.name]:  # of few units several fractions cut as many
+                    table[g.name][left] = trial({g.name: keep})
     return table
 
 

@@ -16,6 +16,7 @@ from secateur.choose.rank import Allocation, keep_best, uniform
 from secateur.choose.together import Counts
 from secateur.choose.trial import Distance, Trial, all_of
 from secateur.errors import ArgumentError, CoupleError, PlanError
+from secateur.progress import progress
 from secateur.types import Batches, Budget, Floats, Ints, Scores
 
 RADIUS = 0.15
@@ -24,8 +25,8 @@ NEAR = 0.05
 """Budgets that differ by less are solved by the errors that were measured for the first of them."""
 
 Chooser: TypeAlias = Callable[[Budget, Mapping[str, Ints]], Counts]
-Curves: TypeAlias = Mapping[str, Callable[[Ints], Floats]]
-"""Group -> counts -> error."""
+Curve: TypeAlias = Callable[[Ints], Floats]
+"""``counts -> error`` of a group."""
 
 
 def measured(
@@ -112,16 +113,21 @@ class _Looked:
         starts = [self._by(self._alone()), self._by(self._scaled()), self._uniform]
         best = min(map(tried, starts), key=lambda t: t[0])
         radius = RADIUS
-        for _ in range(rounds):
-            lost, counts, _choose = best
-            found = tried(self._by(self._beside(counts, lost, options, radius)))
-            if found[0] < lost:
-                best = found
-            else:
-                radius /= 2
+        with progress("errors beside the plan", rounds * len(options)) as tell:
+            for number in range(rounds):
+                lost, counts, _choose = best
+                curves = {}
+                for i, (name, mine) in enumerate(options.items(), number * len(options)):
+                    tell(i, f"{lost:.4g} lost so far")
+                    curves[name] = self._beside(counts, lost, name, mine, radius)
+                found = tried(self._by(curves))
+                if found[0] < lost:
+                    best = found
+                else:
+                    radius /= 2
         return best[2]
 
-    def _by(self, curves: Curves) -> Chooser:
+    def _by(self, curves: Mapping[str, Curve]) -> Chooser:
         def choose(budget: Budget, options: Mapping[str, Ints]) -> Counts:
             return least_loss(self.trial.scores, budget, options, {n: curves[n](o) for n, o in options.items()})
 
@@ -130,12 +136,12 @@ class _Looked:
     def _uniform(self, budget: Budget, options: Mapping[str, Ints]) -> Counts:
         return uniform(self.trial.scores, budget, options)
 
-    def _alone(self) -> Curves:
+    def _alone(self) -> Mapping[str, Curve]:
         """What was measured of each group beside whole ones."""
         units = {g.name: g.units for g in self.trial.scores.groups}
         return {n: lambda o, n=n: error_curve(n, units[n], self.errors, o) for n in units}  # type: ignore[misc]
 
-    def _scaled(self) -> Curves:
+    def _scaled(self) -> Mapping[str, Curve]:
         """The scores lost, each group's scaled to what was measured nearest half of it."""
         out = {}
         for g in self.trial.scores.groups:
@@ -146,17 +152,14 @@ class _Looked:
             out[g.name] = lambda o, v=values, f=factor: f * losses(v, o)
         return out
 
-    def _beside(self, counts: Counts, lost: float, options: Mapping[str, Ints], radius: float) -> Curves:
+    def _beside(self, counts: Counts, lost: float, name: str, mine: Ints, radius: float) -> Curve:
         """What the plan would lose more, or less, with one group at other counts: of no use further away."""
-        out = {}
-        for name, mine in options.items():
-            near = {counts[name]: 0.0}
-            for part in (-1, -0.5, 0.5, 1):
-                count = int(mine[np.argmin(np.abs(mine - (counts[name] + part * radius * mine[-1])))])
-                if count not in near and np.isfinite(found := self._lost({**counts, name: count})):
-                    near[count] = found - lost
-            out[name] = _within(near, 1e3 * max(lost, 1e-12))
-        return out
+        near = {counts[name]: 0.0}
+        for part in (-1, -0.5, 0.5, 1):
+            count = int(mine[np.argmin(np.abs(mine - (counts[name] + part * radius * mine[-1])))])
+            if count not in near and np.isfinite(found := self._lost({**counts, name: count})):
+                near[count] = found - lost
+        return _within(near, 1e3 * max(lost, 1e-12))
 
     def _lost(self, counts: Counts) -> float:
         """What the outputs lose; infinite where the groups cannot go together like that."""
@@ -166,7 +169,7 @@ class _Looked:
             return np.inf
 
 
-def _within(errors: Mapping[int, float], steep: float) -> Callable[[Ints], Floats]:
+def _within(errors: Mapping[int, float], steep: float) -> Curve:
     """Through what was measured, never rising with the count, and so much worse for every unit below."""
     at = np.array(sorted(errors), float)
     curve = np.maximum.accumulate(np.array([errors[int(c)] for c in at])[::-1])[::-1]

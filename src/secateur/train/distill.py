@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from secateur.calling import example_of, run
 from secateur.digest import model_hash
 from secateur.errors import DataError
+from secateur.progress import progress
 from secateur.train.batches import Source, source_of, stream, to_device
 from secateur.train.hidden import captured, fit_projection, matched_modules, paired
 from secateur.train.loop import take_best_, train_, validate_
 from secateur.train.losses import Loss, relative_mse, square_head
 from secateur.train.modes import kept_modes, own_rng
-from secateur.train.progress import progress
 from secateur.train.recovery import History, Recovery
 from secateur.train.resume import deferred_interrupt, resume_, save
 from secateur.train.run import At, Run, Validation, copy_, make_optimizer_

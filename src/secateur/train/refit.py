@@ -7,8 +7,8 @@ import time
 from torch import nn
 
 from secateur.errors import PlanError
+from secateur.progress import progress
 from secateur.solve.refit import refit_
-from secateur.train.progress import progress
 from secateur.train.recovery import History, Recovery
 from secateur.types import Batches, Plan
 
