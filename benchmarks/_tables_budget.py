@@ -36,8 +36,8 @@ _SHARES = {"resnet": 35, "minilm": 50, "efficientnet_lite0": 75, "smollm2_135m":
 EQUAL = Table(
     "equal_latency",
     "At equal measured latency",
-    "Plans solved for latency and for multiply-accumulates by `sc.measured`, from errors on data held out, and the same "
-    "fraction everywhere, all at the same share of the dense latency in ONNX Runtime, before and after the same "
+    "Plans solved for latency and for multiply-accumulates by `sc.measured`, from errors on data held out, and the "
+    "same fraction everywhere, all at the same share of the dense latency in ONNX Runtime, before and after the same "
     "recovery, and, where training is part of that, after the least squares that come first; larger is better: test "
     "accuracy, cosine to the dense model, negated divergence from it, negated log perplexity. Where no plan stands at "
     "the share, figures are read off the line between the two nearest, or are the nearer's where the last timing finds "
