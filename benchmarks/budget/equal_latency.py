@@ -8,8 +8,8 @@ part of recovery also ``refitted``, with what comes before it (least squares, st
 too, differences of the same seed, and ``..._ci95``, half of Student's 95 % interval of their mean.
 
 All rank the units of a layer alike (structured OBS). How much goes where is solved by `sc.measured`, from errors at the
-outputs on data that nothing was calibrated on, for latency; by the same with the same errors as if time went with
-multiply-accumulates (``macs``); or is the same fraction everywhere. Each is asked for more or less, up to eight times,
+outputs on data that nothing was calibrated on, for latency; by the same, as if time went with multiply-accumulates
+(``macs``); or is the same fraction everywhere. Each is asked for more or less, up to eight times,
 until its measured latency is within half a percent of the share: quality changes with latency, and a percent would pass
 for a lead. Of one that jumps over the share the two nearest plans, one on either side, are recovered and timed, and the
 figures are read off the line between them at the share; where the two stood is in ``latency_ratio_below`` and

@@ -143,6 +143,25 @@ def test_plans_that_cannot_be_carried_out_are_not_chosen(monkeypatch: pytest.Mon
     assert counts_of(plan)["0:neuron"] % 2 == 0
 
 
+def test_where_no_plan_can_be_carried_out_nothing_is_remembered_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = mlp(4, 12, 10, 2), draws(1, 16, 4)
+    scores, before = sc.score(model, groups_of(model, data[0]), sc.magnitude), Trial.__call__
+    budget, allocation = sc.Budget.of_dense(sc.params(model), 0.5), sc.measured(model, data)
+
+    def refuses(self: Trial, keep: sc.types.Keep) -> float:
+        if len(keep) > 1:
+            raise PlanError("together")
+        return before(self, keep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "__call__", refuses)
+        alone = sc.allocate(scores, budget, allocation)
+    assert masks_of(alone) == masks_of(sc.allocate(scores, budget, sc.measured(model, data, rounds=0)))
+    assert masks_of(sc.allocate(scores, budget, allocation)) == masks_of(
+        sc.allocate(scores, budget, sc.measured(model, data))
+    )
+
+
 def test_a_matrix_that_has_two_names_is_made_up_for() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

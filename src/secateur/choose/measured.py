@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -99,12 +100,13 @@ class _Looked:
             return self._by(self._alone())(budget, options)
         choose = next((c for b, c in self.solved if _near(b, budget)), None)
         if choose is None:
-            choose = self._refined(budget, options, rounds)
-            self.solved.append((budget, choose))
+            lost, choose = self._refined(budget, options, rounds)
+            if np.isfinite(lost):  # else the groups cannot go together so, and it is asked again with fewer options
+                self.solved.append((budget, choose))
         return choose(budget, options)
 
-    def _refined(self, budget: Budget, options: Mapping[str, Ints], rounds: int) -> Chooser:
-        """The chooser whose plan for this budget the outputs lose least by."""
+    def _refined(self, budget: Budget, options: Mapping[str, Ints], rounds: int) -> tuple[float, Chooser]:
+        """What the outputs lose by the plan for this budget that they lose least by, and its chooser."""
 
         def tried(choose: Chooser) -> tuple[float, Counts, Chooser]:
             counts = choose(budget, options)
@@ -112,6 +114,8 @@ class _Looked:
 
         starts = [self._by(self._alone()), self._by(self._scaled()), self._uniform]
         best = min(map(tried, starts), key=lambda t: t[0])
+        if not np.isfinite(best[0]):
+            return best[0], best[2]
         radius = RADIUS
         with progress("errors beside the plan", rounds * len(options)) as tell:
             for number in range(rounds):
@@ -125,7 +129,7 @@ class _Looked:
                     best = found
                 else:
                     radius /= 2
-        return best[2]
+        return best[0], best[2]
 
     def _by(self, curves: Mapping[str, Curve]) -> Chooser:
         def choose(budget: Budget, options: Mapping[str, Ints]) -> Counts:
@@ -139,7 +143,7 @@ class _Looked:
     def _alone(self) -> Mapping[str, Curve]:
         """What was measured of each group beside whole ones."""
         units = {g.name: g.units for g in self.trial.scores.groups}
-        return {n: lambda o, n=n: error_curve(n, units[n], self.errors, o) for n in units}  # type: ignore[misc]
+        return {n: partial(error_curve, n, u, self.errors) for n, u in units.items()}
 
     def _scaled(self) -> Mapping[str, Curve]:
         """The scores lost, each group's scaled to what was measured nearest half of it."""

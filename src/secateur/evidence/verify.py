@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,12 @@ def verify(
         >>> verify(net, plan, sc.apply(plan, net), torch.randn(3, 4)).ok
         True
     """
+    check = partial(_checked, model, plan, small, example, rules)
     try:
-        return _verified(model, plan, small, example, rules, torch.float64, tolerance)
+        return _seen(partial(check, torch.float64, tolerance, ""))
     except _Refused as refusal:
         try:
-            worst = max(tolerance, SINGLE)
-            return _verified(model, plan, small, example, rules, torch.float32, worst, f"float64: {refusal}")
+            return _seen(partial(check, torch.float32, max(tolerance, SINGLE), f"float64: {refusal}"))
         except _Refused as other:
             raise (other.__cause__ or other) from None
     finally:
@@ -86,18 +87,9 @@ class _Refused(Exception):
     """The uncut model does not run in a precision."""
 
 
-def _verified(
-    model: nn.Module,
-    plan: Plan,
-    small: nn.Module,
-    example: Example,
-    rules: Mapping[str, Rule] | None,
-    dtype: torch.dtype,
-    tolerance: float,
-    refusal: str = "",
-) -> Report:
-    """All checks in one precision, with the smallest perturbation that lets a difference be seen."""
-    tries = (_checked(model, plan, small, example, rules, dtype, tolerance, refusal, by) for by in SHAKES)
+def _seen(check: Callable[[float], Report]) -> Report:
+    """The checks with the smallest perturbation that lets a difference be seen."""
+    tries = map(check, SHAKES)
     first = next(tries)
     unseen = [row.what for row in first.rows if row.ok is False] == [CONTROL]
     return next((report for report in tries if report.ok), first) if unseen else first
@@ -114,7 +106,7 @@ def _checked(
     refusal: str,
     by: float,
 ) -> Report:
-    """All checks under one perturbation."""
+    """All checks in one precision, under one perturbation."""
     moved, inputs = _perturbed(model, dtype, by), _cast(example, dtype)
     cut = apply(plan, moved)
     zeroed = masked(plan, moved)
