@@ -67,6 +67,22 @@ def attention(seed: int = 0) -> Attention:
     return Attention().eval()
 
 
+class Tied(nn.Module):
+    """An embedding that is the head too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.a, self.b = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.b(torch.relu(self.a(x)))
+        out: Tensor = self.head(x)
+        return out
+
+
 def groups_of(model: nn.Module, example: Example) -> sc.Groups:
     return sc.couple(sc.trace(model, example))
 

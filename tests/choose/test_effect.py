@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.choose.trial import relative_error
+from secateur.choose.trial import Trial, relative_error
 from secateur.errors import DataError
-from tiny import assert_same, attention, cnn, draws, groups_of, mlp, state_of
+from secateur.solve.refit import refit_
+from tiny import Tied, assert_same, attention, cnn, draws, groups_of, mlp, state_of
 
 
 def halves(scores: sc.Scores) -> dict[str, np.ndarray]:
@@ -65,6 +66,21 @@ def test_with_obs_what_is_left_makes_up_for_it(bias: bool) -> None:
     expected = np.square(y - made).sum() / np.square(y).sum()
     found = sc.by_effect(model, data)(scores).values["0:neuron"]
     assert found[~keep].sum() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_head_that_is_the_embedding_makes_up_for_nothing() -> None:
+    """What was fitted for the head changed every input too."""
+    torch.manual_seed(0)
+    model, data = Tied(), [torch.randint(0, 20, (8, 12)) for _ in range(4)]
+    groups = groups_of(model, data[0])
+    scores = sc.score(model, groups, sc.obs, sc.calibrate(model, data, sc.obs))
+    trial = Trial(model, scores, data, None, 1e-2)
+    assert set(trial.fed) == {"a.weight", "b.weight"}
+    keep = {"b:neuron": halves(scores)["b:neuron"]}
+    plan = sc.make_plan(groups, keep)
+    small = sc.apply(plan, model)
+    refit_(small, model, plan, data)  # `a` alone, on what comes in now
+    assert trial(keep) == pytest.approx(lost(model, small, data), rel=0.2)
 
 
 def test_a_distance_of_ones_own_hears_the_batch() -> None:

@@ -24,6 +24,7 @@ from secateur.llm.memory import Needs
 from secateur.llm.saved import told
 from secateur.llm.shrink import depth, prices
 from secateur.llm.shrink.asked import Shrinking, of_decode, of_kv, of_params
+from secateur.llm.shrink.dense_pass import surveyed
 from secateur.llm.shrink.depth import greedy_depth
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.hollow import hollow, kv_cache, params
@@ -224,15 +225,27 @@ def test_a_uniform_plan_loads_by_from_pretrained(name: str, tmp_path: Path) -> N
 def test_effects_are_measured_only_where_the_choice_depends_on_them(
     allocate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One kind of unit, cut alike, or ranked by scores: the same plan comes out without the streams."""
+    """One kind of unit, cut alike, or ranked by scores: the same plan comes out without the streams (of one batch)."""
     how = Shrinking(kinds=("neuron",), layers=False, allocate=allocate)
-    done = llm_shrink(llama(), texts(), [of_params(0.85)], tmp_path / "quick", how, batch=4)
+    done = llm_shrink(llama(), texts(), [of_params(0.85)], tmp_path / "quick", how, batch=8)
     assert done.told["predicted_divergence"] is None
     monkeypatch.setattr(Shrinking, "weighs", True)
-    same = llm_shrink(llama(), texts(), [of_params(0.85)], tmp_path / "weighed", how, batch=4)
+    same = llm_shrink(llama(), texts(), [of_params(0.85)], tmp_path / "weighed", how, batch=8)
     assert allocate is ranked or same.told["predicted_divergence"] > 0
     assert same.choice.kept == done.choice.kept
     assert all(np.array_equal(same.plan.keep[name], mask) for name, mask in done.plan.keep.items())
+
+
+def test_least_squares_are_not_fitted_on_what_effects_are_measured_on(tmp_path: Path) -> None:
+    """Other tokens there change what is measured, and no ladder."""
+    how, anatomy = Shrinking(), Anatomy.of(Source.open(llama()), KINDS)
+    first, second = texts(4, seed=1), texts(4, seed=2)
+    pairs = [
+        surveyed(anatomy, how.cut(anatomy), how, batches, tmp_path / str(i))
+        for i, batches in enumerate([[first, second], [texts(4, seed=3), second], [first, first]])
+    ]
+    assert pairs[0][0] == pairs[1][0] != pairs[2][0]
+    assert pairs[0][1] != pairs[1][1]
 
 
 def test_what_no_configuration_says_stays_where_plain_loading_is_asked(tmp_path: Path) -> None:

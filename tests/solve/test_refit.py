@@ -14,7 +14,7 @@ import secateur as sc
 from secateur.errors import DataError
 from secateur.score.capture import unfolded
 from secateur.solve.refit import refit_
-from tiny import assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
+from tiny import Tied, assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
 
 Rows = np.ndarray
 
@@ -243,6 +243,17 @@ def test_weights_used_twice_stay() -> None:
     assert torch.equal(before["b.weight"], small.b.weight)
     assert torch.equal(before["b.bias"], small.b.bias)
     assert not torch.equal(before["c.weight"], small.c.weight)
+
+
+def test_a_head_that_is_the_embedding_stays() -> None:
+    """Refitted for the head's sake, it made the outputs ten times worse."""
+    torch.manual_seed(0)
+    dense, data = Tied(), [torch.randint(0, 20, (8, 12)) for _ in range(4)]
+    plan = sc.make_plan(groups_of(dense, data[0]), {"b:neuron": np.arange(16) < 12})
+    small = sc.apply(plan, dense)
+    before = small.embed.weight.detach().clone()
+    assert list(refit_(small, dense, plan, data)) == ["a.weight"]
+    assert torch.equal(before, small.embed.weight)
 
 
 def test_dead_inputs_leave_the_weight_as_it_is() -> None:

@@ -16,7 +16,7 @@ from secateur.choose.plan import make_plan
 from secateur.errors import DataError
 from secateur.graph.surgery import apply
 from secateur.products import fast_for
-from secateur.score.calibrate import Moment, checked, quiet_eval
+from secateur.score.calibrate import Moment, checked, quiet_eval, used_otherwise
 from secateur.score.capture import columns, from_matrix, matrix
 from secateur.score.obs import damped
 from secateur.types import Batches, Bools, Ints, Keep, Plan, Scores
@@ -32,7 +32,7 @@ class Trial:
     """A model of which plans are tried: ``trial(keep)`` is what the outputs lose, on the mean over the batches.
 
     Where the scores come from ``sc.obs``, the weights that the cut units fed are refitted by least squares first, each
-    by itself, from the dense model's moments.
+    by itself, from the dense model's moments; not one that is an embedding too.
 
     Args:
         model: the dense model, left as it is. scores: their statistics say what makes up for a cut.
@@ -53,9 +53,10 @@ class Trial:
         self.model, self.scores, self.damping = model, scores, damping
         self.far = distance or relative_error
         self.data = examples_of(model, batches)
-        self.fed = _fed(scores)
-        self.fits = {name: OrderedDict[bytes, _Fit]() for name in self.fed}
         with quiet_eval(model), torch.no_grad(), fast_for(model):
+            elsewhere = used_otherwise(model, self.data[0][0])
+            self.fed = {name: fed for name, fed in _fed(scores).items() if name not in elsewhere}
+            self.fits = {name: OrderedDict[bytes, _Fit]() for name in self.fed}
             self.dense = [run(model, example) for example, _ in self.data]
 
     def __call__(self, keep: Keep) -> float:

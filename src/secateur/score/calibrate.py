@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from secateur.calling import as_call, example_of, run, tensors_of
 from secateur.errors import ArgumentError, DataError
 from secateur.graph.couple import Groups
 from secateur.products import fast_for
-from secateur.score.capture import Contraction, Watch, version
+from secateur.score.capture import Contraction, Uses, Watch, version
 from secateur.types import Batches, Criterion, Example, Floats
 
 log = logging.getLogger("secateur")
@@ -85,6 +86,14 @@ def forward(model: nn.Module, example: Example, number: int) -> Any:
             f"the model refuses calibration batch {number}: {type(error).__name__}: {words[0]}. "
             "Give what its forward takes, or pairs (example, targets)"
         ) from error
+
+
+def used_otherwise(model: nn.Module, example: Example) -> set[str]:
+    """Weights that are used in other ways than `Watch` tells of, by first name: a head that is the embedding too."""
+    told: Counter[str] = Counter()
+    with Uses(model) as uses, Watch(model, lambda c: told.update([c.weight])):
+        forward(model, example, 0)
+    return {name for name in told if uses.of[name] > told[name]}
 
 
 @dataclass(eq=False)

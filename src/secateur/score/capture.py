@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType, MappingProxyType
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from secateur.calling import tensors_of
 from secateur.types import Ints
 
 
@@ -230,6 +232,26 @@ class Watch(TorchFunctionMode):
             if not rest and (w.shape, w.stride()) == (same.shape, same.stride()):
                 return f"{name}[{at}]", 1 - in_dim if turned else in_dim
         return None, in_dim
+
+
+class Uses(TorchFunctionMode):
+    """Counts, by the first name of each parameter, the calls that make a tensor of it: ``uses.of[name]``.
+
+    A weight that `Watch` tells of once and that is used more often is an embedding too, or fed in a way not seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.of: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Pass the call on, and count the parameters among its arguments, unless it gives one back as it is."""
+        out = func(*args, **(kwargs or {}))
+        if made := tensors_of(out):
+            taken = {id(t) for t in tensors_of((args, kwargs or {}))} - {id(t) for t in made}
+            self.of.update(self.names[i] for i in taken & self.names.keys())
+        return out
 
 
 def _padding(given: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...] | None:

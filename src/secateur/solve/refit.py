@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from secateur.errors import DataError
 from secateur.graph.dropping import original
 from secateur.products import fast_for
-from secateur.score.calibrate import ROWS, checked, forward, quiet_eval, real
+from secateur.score.calibrate import ROWS, checked, forward, quiet_eval, real, used_otherwise
 from secateur.score.capture import Contraction, Enough, Watch, every_nth, from_matrix, matrix, version
 from secateur.score.obs import firm
+from secateur.solve.replay import Replay
 from secateur.types import Batches, Example, Plan
 
 log = logging.getLogger("secateur")
@@ -57,7 +59,8 @@ def refit_(
     ``Y`` also makes up for what that stream has lost so far. Errors are relative to the energy of ``Y``.
     Masked least squares (arXiv:2302.04089 and 2407.06483), with the asymmetric inputs of GPTQ-like propagation.
 
-    A weight that is used more than once, or whose inputs are not seen (grouped and transposed convolutions), stays.
+    A weight that is used more than once (as an embedding that is the head too), or whose inputs are not seen (grouped
+    and transposed convolutions), stays.
 
     Args:
         small: changed in place.
@@ -66,22 +69,25 @@ def refit_(
         batches: examples; labels are ignored.
         damping: relative to the mean of the inputs' second moment; more where a weight has fewer rows of data than
             twice its inputs, which would be fitted by chance (`secateur.score.obs.firm`).
-        memory: bytes that the dense model's outputs may take; above, they are computed again for every weight.
+        memory: bytes that the dense model's outputs may take; above, both models run again for every weight.
         progress: hears ``(weights done, weights)``.
 
     Raises:
         DataError: no batches, NaN or inf in one, or one that a model refuses.
 
-    Time: part of a forward pass of the small model over the data and one solve, inputs cubed, a weight.
-    Memory: inputs squared, and ``memory``.
+    Time: two forward passes over the data and, for each weight, one solve, inputs cubed. A model whose modules hand on
+    something besides their outputs, or with more outputs than ``memory``: part of a pass a weight.
+    Memory: inputs squared, ``memory``, and about as much again of the small model's outputs.
     """
     data = [example for _, example, _ in checked(small, batches)]
     report: dict[str, tuple[float, float]] = {}
     with quiet_eval(small, dense), torch.no_grad(), fast_for(small):
         order = _consumers(small, plan, data[0])
         targets = _Targets.of(dense, data, [original(c.weight, plan.layers) for c in order], memory)
+        weights = [c.weight for c in order]
+        replay = Replay(small) if targets.kept is not None and same_inputs(small, weights, data[0]) else None
         for i, c in enumerate(order):
-            before, after = _refit_one_(small, targets, plan, c, damping)
+            before, after = _refit_one_(small, targets, plan, c, damping, replay)
             report[c.weight] = (before, after)
             log.info("refit %s: relative error %.4f -> %.4f", c.weight, before, after)
             if progress is not None:
@@ -99,15 +105,27 @@ def _consumers(small: nn.Module, plan: Plan, example: Example) -> list[Contracti
 
     with Watch(small, seen):
         forward(small, example, 0)
-    return [cs[0] for cs in uses.values() if len(cs) == 1]
+    elsewhere = used_otherwise(small, example)
+    return [cs[0] for name, cs in uses.items() if len(cs) == 1 and name not in elsewhere]
+
+
+def same_inputs(model: nn.Module, weights: Sequence[str], example: Example) -> bool:
+    """Whether a `Replay` of a model shows weights, in the order of their use, what a pass of its own does."""
+    plain, replay = observe(model, example, weights) if weights else {}, Replay(model)
+    pairs = ((plain[w], observe(model, example, [w], replay=replay)[w]) for w in weights)
+    return all(
+        torch.equal(a.x, b.x) and (r is None) == (s is None) and (r is None or s is None or torch.equal(r, s))
+        for (a, r), (b, s) in pairs
+    )
 
 
 def observe(
-    model: nn.Module, example: Example, weights: Collection[str], number: int = 0
+    model: nn.Module, example: Example, weights: Collection[str], number: int = 0, replay: Replay | None = None
 ) -> dict[str, tuple[Contraction, Tensor | None]]:
     """Inputs and outputs of weights on an example, and what each output is added to, if that comes next.
 
-    They are copies: what follows may write over them. The forward pass ends as soon as all are seen.
+    They are copies: what follows may write over them. The forward pass ends as soon as all are seen. With ``replay`` of
+    the model, in which one weight after the other is changed after it was seen, what came before is not run again.
 
     Raises:
         DataError: a weight is not used on this example, or the model refuses it.
@@ -120,6 +138,8 @@ def observe(
         if len(found) == len(weights):
             raise Enough
         if c.weight in weights and c.weight not in found:
+            if replay is not None:
+                replay.changes()
             found[c.weight] = (replace(c, x=c.x.clone(), y=c.y.clone()), None)
             last.append((c, version(c.y)))
 
@@ -135,12 +155,13 @@ def observe(
                     raise Enough
                 return
 
-    try:
-        with Watch(model, seen, added):
-            forward(model, example, number)
-    except Enough:
-        pass
+    again = replay.on(number) if replay else contextlib.nullcontext()
+    with contextlib.suppress(Enough), again, Watch(model, seen, added):
+        forward(model, example, number)
     missing = [w for w in weights if w not in found]
+    if missing and replay is not None:  # this batch may come to the weights in another order
+        replay.memory[number].clear()
+        return observe(model, example, weights, number)
     if missing:
         raise DataError(
             f"{missing[0]} is not used on calibration batch {number}: give examples that take the same path"
@@ -184,7 +205,7 @@ def _sum(c: Contraction, residual: Tensor | None) -> tuple[Tensor, bool]:
 
 
 def _refit_one_(
-    small: nn.Module, targets: _Targets, plan: Plan, use: Contraction, damping: float
+    small: nn.Module, targets: _Targets, plan: Plan, use: Contraction, damping: float, replay: Replay | None
 ) -> tuple[float, float]:
     named = dict(small.named_parameters(remove_duplicate=False))
     weight = named[use.weight]
@@ -195,7 +216,7 @@ def _refit_one_(
     theirs = original(use.weight, plan.layers)
     rows = plan.axes.get((theirs, 1 - use.in_dim))
     keep = None if rows is None else torch.from_numpy(rows).to(weight.device)
-    sums = _gather(small, targets, (use.weight, theirs), keep, old, bias is not None)
+    sums = _gather(small, targets, (use.weight, theirs), keep, old, bias is not None, replay)
     inner = old.shape[1] - (bias is not None)
     ridge = sums.ridge(inner, damping)
     penalty = torch.full((old.shape[1],), ridge + 1e-12, dtype=torch.float64, device=old.device)
@@ -219,12 +240,13 @@ def _gather(
     keep: Tensor | None,
     old: Tensor,
     biased: bool,
+    replay: Replay | None,
 ) -> _Sums:
     weight, theirs = names  # in the small model and in the dense one
     d, out = old.shape[1], old.shape[0]
     sums = _Sums(old.new_zeros(d, d), old.new_zeros(out, d))
     for number, example in enumerate(targets.data):
-        mine, residual = observe(small, example, [weight], number)[weight]
+        mine, residual = observe(small, example, [weight], number, replay)[weight]
         rows, summed = targets(number, theirs)
         target = _kept(rows, keep)
         if summed and residual is not None:

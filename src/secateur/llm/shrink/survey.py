@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ class Surveyor:
     Attributes:
         families: of all blocks. criterion: ranks units. stats: what it needs beside the inputs' moments, or None.
         damping: of least squares. refit: whether what stays makes up for what goes.
-        effects: measures what cuts cost, or None. levels: parts of each family that are cut to measure.
+        effects: measures what cuts cost, on batches that least squares are not fitted on where there are more; or None.
+        levels: parts of each family that are cut to measure.
         drops: whether to measure each block's absence. stream: the channels of the residual stream, to be scored too.
     """
 
@@ -46,7 +47,7 @@ class Surveyor:
         """Ladders of the block's families by name: ``order``, ``errors``, ``scores``; and scores of ``channels``."""
         mine = [f for f in self.families if f.block == live.index]
         stream = None if self.stream is None else within(self.stream, live.path)
-        seen = moments_of(live, mine, [] if stream is None else [stream])
+        seen = moments_of(live, mine, [] if stream is None else [stream], self._fitted(len(live)))
         found = {
             f.name: ladder(live.module, f, seen, self.criterion, self.stats, self.damping, self.refit) for f in mine
         }
@@ -58,6 +59,11 @@ class Surveyor:
         }
         scored = {} if stream is None else {"channels": channel_scores(live.module, stream, seen).tolist()}
         return {"ladders": ladders, **scored}
+
+    def _fitted(self, batches: int) -> range:
+        """Which batches least squares are fitted on: there, a cut seems to cost less than it does."""
+        held = 0 if self.effects is None else self.effects.batches
+        return range(held if held < batches else 0, batches)
 
     def _changed(
         self, live: Live, found: Mapping[str, Ladder], seen: Mapping[str, Moment]
@@ -87,11 +93,16 @@ def ladder_of(row: Mapping[str, Any]) -> Ladder:
     return Ladder(np.array(row["order"], np.int64), np.array(row["errors"], float), np.array(row["scores"], float))
 
 
-def moments_of(live: Live, families: Sequence[Family], more: Sequence[Group] = ()) -> dict[str, Moment]:
-    """Second moments of what the families' consumers are fed, by their names in the block; and those of more groups."""
+def moments_of(
+    live: Live, families: Sequence[Family], more: Sequence[Group] = (), numbers: Iterable[int] | None = None
+) -> dict[str, Moment]:
+    """Second moments of what the families' consumers are fed, by their names in the block; and those of more groups.
+
+    ``numbers``: of the batches that they are taken over, all by default.
+    """
     if not families and not more:
         return {}
-    batches = (live.calls[i].named(live.module, live.hidden[i]) for i in range(len(live)))
+    batches = (live.calls[i].named(live.module, live.hidden[i]) for i in numbers or range(len(live)))
     groups: Groups = [*more, *(f.local for f in families)]  # type: ignore[assignment]  # their slices are looked at
     return moments(live.module, batches, groups, warn=live.index == 0)  # blocks are alike
 
