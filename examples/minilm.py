@@ -36,6 +36,8 @@ TARGET = sc.with_threads(sc.onnxruntime, 1)
 LIMITS = sc.Limits(by_kind={"neuron": 32})
 KEPT_LAYERS = (0, 3, 5)
 STEPS = 440
+HELD = 1000
+"""What is added to a seed for crops that nothing is fitted on."""
 HIDDEN = ("encoder.layer.*",)
 
 
@@ -97,15 +99,14 @@ def secateur_case(
     tell: Callable[[str], None] = lambda words: None,
     work: Path | None = None,
 ) -> sc.Result:
-    """Heads and neurons by structured OBS, allocated by their measured effect, refitted, distilled."""
-    calibration = calibration_texts(texts, seed)
+    """Heads and neurons by structured OBS, allocated by measured errors on other text, refitted, distilled."""
+    calibration, held = calibration_texts(texts, seed), crops(texts, 3072, seed=HELD + seed)
     return sc.prune(
         model,
         example_of(texts),
         budget=budget,
         criterion=sc.obs,
-        normalize=sc.by_effect(model, calibration[:3], embedding_loss),
-        allocation=sc.knapsack,
+        allocation=sc.measured(model, held, embedding_loss),
         batches=calibration,
         recover=recoveries(texts, calibration, seed, steps, work),
         limits=LIMITS,
