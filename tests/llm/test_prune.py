@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llm.tiny_models import CONFIGS, load, make, tokens, twin, write
 from secateur.choose.patterns import nm, per_row, unstructured
 from secateur.errors import ArgumentError, DataError, PlanError, TraceError
 from secateur.llm.allocate import measured, outliers
-from secateur.llm.moments import Moments
-from secateur.llm.prune import Pruning, experts_in, llm_prune, settings
+from secateur.llm.moments import Moments, experts_in
+from secateur.llm.prune import Pruning, llm_prune, settings
 from secateur.solve.admm import admm
 from secateur.solve.least_squares import best_of, refit_with
 from secateur.solve.scores import magnitude_mask, wanda_mask
@@ -220,6 +221,47 @@ def test_kernels_of_convolutions_are_no_experts() -> None:
     assert experts_in(block) == set()
     block["experts"] = nn.ParameterList([torch.zeros(4, 8, 8)])
     assert experts_in(block) == {4}
+
+
+class Listed(nn.Module):
+    """Experts in a list, as remote code has them: one without tokens is not run, the last never has any."""
+
+    def __init__(self, width: int, inner: int, experts: int = 4) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, inner, bias=False), nn.SiLU(), nn.Linear(inner, width, bias=False))
+            for _ in range(experts)
+        )
+        with torch.no_grad():
+            self.gate.bias[-1] = -1e9
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        scores, out = self.gate(flat).softmax(-1), torch.zeros_like(flat)
+        best = scores.argmax(-1)
+        for i, expert in enumerate(self.experts):
+            rows = (best == i).nonzero()[:, 0]
+            if len(rows):
+                out[rows] += scores[rows, i, None] * expert(flat[rows])
+        return out.reshape(x.shape)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_experts_in_lists_are_all_pruned(one_by_one: bool, tmp_path: Path) -> None:
+    """Reached on some batches only, or on none; the matrix used last in one batch may not be in the next."""
+    model = make("gqa")
+    torch.manual_seed(0)
+    for layer in model.model.layers:
+        layer.mlp = Listed(layer.mlp.up_proj.in_features, 24)
+    text = torch.cat([tokens(1, 2), tokens(1, 2).flip(0) + 1, tokens(1, 2) + 2]) % 32
+    done = llm_prune(model, text, Pruning(sparsegpt, nm(2, 4), one_by_one=one_by_one), tmp_path / "out", batch=1)
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    for name, p in model.named_parameters():
+        if ".experts." in name:
+            assert int((state[name] != 0).sum()) == p.numel() // 2, name
+    assert all(torch.equal(state[n], p) for n, p in model.named_parameters() if ".gate." in n)
+    assert {m["name"] for m in done.rows} >= {n for n, _ in model.named_parameters() if ".experts." in n}
 
 
 @pytest.mark.parametrize("held", [-0.1, 0.7, 2.0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import DataError
 from secateur.llm import together
 from secateur.llm.activations import Hidden
-from secateur.llm.moments import Fed, Moments, inputs_of, matrix_of
+from secateur.llm.moments import Fed, Moments, alike, inputs_of, matrix_of, unreached
 from secateur.llm.recording import Call, hidden_of
 from secateur.products import fast
 from secateur.solve.gram import Gram
@@ -120,12 +120,9 @@ class Live:
     def with_unreached(self, grams: dict[str, Fed], keys: Collection[str] = ()) -> dict[str, Fed]:
         """Experts that no token reached, and others of ``keys``: as if their inputs were alike and uncorrelated."""
         shared: dict[int, Gram] = {}
-        for key in [k for k in self.in_dims if "[" in k]:
-            name, in_dim = key.partition("[")[0], self.in_dims[key]
-            for number in range(self.module.get_parameter(name).shape[0]):
-                self.in_dims.setdefault(f"{name}[{number}]", in_dim)
+        self.in_dims |= unreached(self.module, self.in_dims)
         whole = self.matrices()
-        for key in [k for k in self.in_dims if k not in grams and ("[" in k or k in keys)]:
+        for key in [k for k in self.in_dims if k not in grams and (alike(k) != k or k in keys)]:
             d = whole[key].shape[1]
             if d not in shared:
                 square, mean = torch.eye(d, device=self.device), torch.zeros(d, device=self.device)

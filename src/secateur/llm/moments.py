@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -99,7 +100,7 @@ class Moments:
 
     def last(self, module: nn.Module) -> str | None:
         """The last matrix that is used: a pass need not go on behind its input. Experts may be used in any order."""
-        if self.in_dims and not stacks_of(module) and set(self._uses.values()) == {self._batches}:
+        if self.in_dims and not experts_in(module) and set(self._uses.values()) == {self._batches}:
             return list(self.in_dims)[-1]
         return None
 
@@ -177,6 +178,40 @@ def stacks_of(block: nn.Module) -> list[nn.Parameter]:
     """
     parts = [m for m in block.modules() if not isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
     return [p for m in parts for p in m.parameters(recurse=False) if p.dim() == 3]
+
+
+def experts_in(block: nn.Module) -> set[int]:
+    """How many experts a block's stacks and lists of modules may hold; none in a block without."""
+    stacks = {p.shape[0] for p in stacks_of(block)}
+    lists = [m for m in block.modules() if isinstance(m, nn.ModuleList)]
+    return stacks | {len(m) for m in lists if len(m) > 1 and all(any(True for _ in c.parameters()) for c in m)}
+
+
+def alike(key: str) -> str:
+    """What the key of an expert's matrix has in common with those of other experts; of other matrices the key itself.
+
+    Example:
+        >>> alike("mlp.experts.3.up.weight"), alike("mlp.experts.up[3]"), alike("mlp.up.weight")
+        ('mlp.experts.*.up.weight', 'mlp.experts.up[*]', 'mlp.up.weight')
+    """
+    return re.sub(r"(?<=\[)\d+(?=\])|(?<![^.])\d+(?![^.])", "*", key)
+
+
+def unreached(block: nn.Module, in_dims: Mapping[str, int]) -> dict[str, int]:
+    """Matrices of experts, in stacks or lists, that were not seen while others like them were: key -> axis summed over.
+
+    Example:
+        >>> block = nn.ModuleDict({"up": nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 3)]), "out": nn.Linear(3, 3)})
+        >>> unreached(block, {"up.0.weight": 1})
+        {'up.1.weight': 1}
+    """
+    kinds = {(alike(k), matrix_of(block, k, 1).shape): dim for k, dim in in_dims.items() if alike(k) != k}
+    named = list(block.named_parameters())
+    every = [(n, p.shape) for n, p in named if p.dim() == 2]
+    every += [(f"{n}[{i}]", p.shape[1:]) for n, p in named if p.dim() == 3 for i in range(len(p))]
+    return {
+        key: kinds[alike(key), shape] for key, shape in every if key not in in_dims and (alike(key), shape) in kinds
+    }
 
 
 def inputs_of(module: nn.Module, run: Callable[[], Any], last: str | None = None) -> dict[str, Tensor]:

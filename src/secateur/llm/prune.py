@@ -22,7 +22,7 @@ from secateur.llm import together
 from secateur.llm.allocate import Allocation, Densities, Task, uniform
 from secateur.llm.live import Live
 from secateur.llm.memory import peak_bytes
-from secateur.llm.moments import Fed, stacks_of
+from secateur.llm.moments import Fed, experts_in
 from secateur.llm.source import Source
 from secateur.llm.stream import Change, Row, Streamed, stream
 from secateur.llm.walk import Progress, Walk
@@ -117,13 +117,6 @@ def routers_of(live: Live) -> set[str]:
     if not experts:
         return set()
     return {k for k, m in live.matrices().items() if "[" not in k and m.shape[0] in experts | {1}}
-
-
-def experts_in(block: nn.Module) -> set[int]:
-    """How many experts a block's stacks and lists of modules may hold; none in a block without."""
-    stacks = {p.shape[0] for p in stacks_of(block)}
-    lists = [m for m in block.modules() if isinstance(m, nn.ModuleList)]
-    return stacks | {len(m) for m in lists if len(m) > 1 and all(any(True for _ in c.parameters()) for c in m)}
 
 
 @dataclass(frozen=True)
