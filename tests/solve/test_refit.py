@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.errors import DataError
+from secateur.errors import ArgumentError, DataError
 from secateur.score.capture import unfolded
 from secateur.solve.refit import refit_
 from tiny import Tied, assert_same, attention, cnn, cut_evenly, draws, groups_of, mlp, state_of
@@ -98,7 +98,7 @@ def test_a_convolution_is_refitted_on_its_patches() -> None:
     with torch.no_grad():
         rows = unfolded(small[:3](x), (3, 3), (2, 2), (0, 0), (1, 1)).numpy()
         y = dense[:4](x).movedim(1, -1).reshape(-1, 12).numpy()
-    refit_(small, dense, plan, data)
+    refit_(small, dense, plan, data, 1e-2)
     expected = ridge(rows, y, old, 1e-2, True)
     np.testing.assert_allclose(small[3].weight.detach().reshape(12, -1).T, expected[:-1], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(small[3].bias.detach(), expected[-1], rtol=1e-5, atol=1e-7)
@@ -155,7 +155,7 @@ def test_outputs_written_over_are_seen_as_they_were() -> None:
     plan = sc.make_plan(groups_of(dense, data[0]), {"0:neuron": np.arange(12) < 8})
     small = sc.apply(plan, dense)
     old, x = small[2].weight.detach().clone(), torch.cat(data)
-    refit_(small, dense, plan, data)
+    refit_(small, dense, plan, data, 1e-2)
     with torch.no_grad():
         expected = ridge(torch.relu(small[0](x)).numpy(), dense[:3](x).numpy(), old.T.numpy(), 1e-2, True)
     np.testing.assert_allclose(small[2].weight.detach().T, expected[:-1], rtol=1e-5, atol=1e-7)
@@ -177,7 +177,7 @@ def test_a_sum_after_a_change_is_no_residual_stream() -> None:
     data = draws(2, 40, 6, dtype=torch.float64)
     plan, small = cut_evenly(dense, data[0])
     old, x = small.b.weight.detach().clone(), torch.cat(data)
-    refit_(small, dense, plan, data)
+    refit_(small, dense, plan, data, 1e-2)
     with torch.no_grad():
         expected = ridge(
             torch.relu(small.a(x)).numpy(), dense.b(torch.relu(dense.a(x))).numpy(), old.T.numpy(), 1e-2, True
@@ -254,6 +254,50 @@ def test_a_head_that_is_the_embedding_stays() -> None:
     before = small.embed.weight.detach().clone()
     assert list(refit_(small, dense, plan, data)) == ["a.weight"]
     assert torch.equal(before, small.embed.weight)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batches", [2, 3, 9])
+def test_the_damping_is_the_best_on_what_is_kept_aside(bias: bool, batches: int) -> None:
+    """Tried one by one with whole refits of the other batches; then all are fitted."""
+    dense = mlp(5, 12, 4, bias=bias).double()
+    data = draws(batches, 9, 5, dtype=torch.float64)
+    plan, cut = cut_evenly(dense, data[0])
+    every, dampings = min(4, batches), (1e-3, 1e-1, 10.0)
+    aside = torch.cat(data[every - 1 :: every])
+    rest = [x for i, x in enumerate(data) if i % every != every - 1]
+
+    def lost(damping: float) -> float:
+        other = sc.apply(plan, dense)
+        refit_(other, dense, plan, rest, damping)
+        return squared(other(aside).detach(), dense(aside).detach())
+
+    best = min(dampings, key=lost)
+    expected = sc.apply(plan, dense)
+    refit_(expected, dense, plan, data, best)
+    refit_(cut, dense, plan, data, dampings)
+    for name, found in state_of(cut).items():  # summed in another order
+        torch.testing.assert_close(found, state_of(expected)[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_weight_that_no_fit_helps_on_what_is_kept_aside_stays() -> None:
+    """What is kept aside has another distribution: every fit to the rest is worse there."""
+    dense = mlp(4, 8, 3).double()
+    near, far = draws(2, 6, 4, dtype=torch.float64)
+    plan, small = cut_evenly(dense, near)
+    before = state_of(small)
+    refit_(small, dense, plan, [near, 40 * far + 100], (1e-6, 1e-3))
+    alone = sc.apply(plan, dense)
+    refit_(alone, dense, plan, [near], 1e-6)
+    x = 40 * far + 100
+    assert squared(alone(x).detach(), dense(x).detach()) > squared(sc.apply(plan, dense)(x).detach(), dense(x).detach())
+    assert_same(before, state_of(small))
+
+
+@pytest.mark.parametrize("damping", [(), -0.1, (0.1, float("inf")), float("nan")])
+def test_wrong_dampings_are_refused(damping: Any) -> None:
+    with pytest.raises(ArgumentError, match="dampings of at least 0"):
+        sc.refit(draws(1, 5, 4), damping)
 
 
 def test_dead_inputs_leave_the_weight_as_it_is() -> None:

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import DataError
+from secateur.errors import ArgumentError, DataError
 from secateur.graph.dropping import original
 from secateur.products import fast_for
 from secateur.score.calibrate import ROWS, checked, forward, quiet_eval, real, used_otherwise
@@ -22,19 +23,57 @@ from secateur.types import Batches, Example, Plan
 log = logging.getLogger("secateur")
 
 
+DAMPINGS = (1e-2, 1e-1, 1.0)
+"""Dampings of which each weight takes the one that does best on batches kept aside."""
+ASIDE = 4
+"""Of so many batches one is kept aside."""
+
+
 @dataclass(eq=False)
 class _Sums:
-    """Sums for ``min || Y - W X ||²`` with a constant input appended: the bias is refitted too."""
+    """Sums for ``min || Y - W X ||²``; ``inner`` inputs, with a constant behind them where the bias is refitted too."""
 
+    inner: int
     gram: Tensor  # sum [x; 1][x; 1]ᵀ
     cross: Tensor  # sum y [x; 1]ᵀ
     energy: float = 0.0
-    error: float = 0.0
     rows: int = 0
 
-    def ridge(self, inner: int, damping: float) -> float:
+    @classmethod
+    def zeros(cls, old: Tensor, inner: int) -> _Sums:
+        """Of no rows, for a weight like this one (and its bias, as the last column)."""
+        return cls(inner, old.new_zeros(old.shape[1], old.shape[1]), torch.zeros_like(old))
+
+    def add_(self, x: Tensor, y: Tensor) -> None:
+        """More rows: inputs and targets."""
+        if self.inner < len(self.gram):
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        self.gram += (x.T @ x).double()
+        self.cross += (y.T @ x).double()
+        self.energy += float(y.double().square().sum())
+        self.rows += len(x)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        mine = (self.gram + other.gram, self.cross + other.cross, self.energy + other.energy, self.rows + other.rows)
+        return _Sums(self.inner, *mine)
+
+    def error(self, weight: Tensor) -> float:
+        """``|| Y - W X ||²``; infinite where it is not finite."""
+        found = self.energy - 2 * float((weight * self.cross).sum()) + float(((weight @ self.gram) * weight).sum())
+        return found if np.isfinite(found) else np.inf
+
+    def fitted(self, old: Tensor, damping: float) -> Tensor:
+        """The least error, with so much pull towards the weight as it was; hardly any on the bias."""
+        ridge = self._ridge(damping)
+        penalty = torch.full((len(self.gram),), ridge + 1e-12, dtype=torch.float64, device=old.device)
+        penalty[self.inner :] = 1e-8 * ridge + 1e-12
+        solved: Tensor = torch.linalg.solve(self.gram + torch.diag(penalty), (self.cross + old * penalty).T)
+        return solved.T
+
+    def _ridge(self, damping: float) -> float:
         """What is added to the diagonal of the inputs' sums, more where rows are few."""
-        gram, rows = self.gram[:inner, :inner], max(self.rows, 1)
+        inner, rows = self.inner, max(self.rows, 1)
+        gram = self.gram[:inner, :inner]
         spread = gram / rows
         if inner < len(self.gram):  # the constant takes the means over
             mean = self.gram[:inner, -1] / rows
@@ -48,7 +87,7 @@ def refit_(
     dense: nn.Module,
     plan: Plan,
     batches: Batches,
-    damping: float = 1e-2,
+    damping: float | Sequence[float] = DAMPINGS,
     memory: float = 2e9,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
@@ -68,17 +107,21 @@ def refit_(
         plan: the cut.
         batches: examples; labels are ignored.
         damping: relative to the mean of the inputs' second moment; more where a weight has fewer rows of data than
-            twice its inputs, which would be fitted by chance (`secateur.score.obs.firm`).
+            twice its inputs, which would be fitted by chance (`secateur.score.obs.firm`). Of several, every weight
+            takes what loses least on batches that are kept aside, one in four, for this choice: then it is fitted on
+            all. Where none loses less there than the cut weight, that stays. A single batch goes by the first.
         memory: bytes that the dense model's outputs may take; above, both models run again for every weight.
         progress: hears ``(weights done, weights)``.
 
     Raises:
-        DataError: no batches, NaN or inf in one, or one that a model refuses.
+        DataError: no batches, NaN or inf in one, or one that a model refuses. ArgumentError: no damping, or one that is
+            negative or not finite.
 
-    Time: two forward passes over the data and, for each weight, one solve, inputs cubed. A model whose modules hand on
-    something besides their outputs, or with more outputs than ``memory``: part of a pass a weight.
+    Time: two forward passes over the data and, for each weight, a solve a damping, inputs cubed. A model whose modules
+    hand on something besides their outputs, or with more outputs than ``memory``: part of a pass a weight.
     Memory: inputs squared, ``memory``, and about as much again of the small model's outputs.
     """
+    dampings = checked_dampings(damping)
     data = [example for _, example, _ in checked(small, batches)]
     report: dict[str, tuple[float, float]] = {}
     with quiet_eval(small, dense), torch.no_grad(), fast_for(small):
@@ -87,7 +130,7 @@ def refit_(
         weights = [c.weight for c in order]
         replay = Replay(small) if targets.kept is not None and same_inputs(small, weights, data[0]) else None
         for i, c in enumerate(order):
-            before, after = _refit_one_(small, targets, plan, c, damping, replay)
+            before, after = _refit_one_(small, targets, plan, c, dampings, replay)
             report[c.weight] = (before, after)
             log.info("refit %s: relative error %.4f -> %.4f", c.weight, before, after)
             if progress is not None:
@@ -204,33 +247,55 @@ def _sum(c: Contraction, residual: Tensor | None) -> tuple[Tensor, bool]:
     return (rows, False) if residual is None else (rows + real(c.outputs(residual)), True)
 
 
+def checked_dampings(damping: float | Sequence[float]) -> tuple[float, ...]:
+    """One or more, as given.
+
+    Raises:
+        ArgumentError: none, or one that is negative or not finite.
+    """
+    dampings = (damping,) if isinstance(damping, (int, float)) else tuple(damping)
+    if not dampings or not all(0 <= d < np.inf for d in dampings):
+        raise ArgumentError(f"a refit takes dampings of at least 0, one or more, such as 0.01; got {damping}")
+    return dampings
+
+
 def _refit_one_(
-    small: nn.Module, targets: _Targets, plan: Plan, use: Contraction, damping: float, replay: Replay | None
+    small: nn.Module,
+    targets: _Targets,
+    plan: Plan,
+    use: Contraction,
+    dampings: Sequence[float],
+    replay: Replay | None,
 ) -> tuple[float, float]:
     named = dict(small.named_parameters(remove_duplicate=False))
     weight = named[use.weight]
     bias = named[use.bias] if use.bias else None
     old = matrix(weight.detach(), use.in_dim).double()
+    inner = old.shape[1]
     if bias is not None:
         old = torch.cat([old, bias.detach().double()[:, None]], 1)
     theirs = original(use.weight, plan.layers)
     rows = plan.axes.get((theirs, 1 - use.in_dim))
     keep = None if rows is None else torch.from_numpy(rows).to(weight.device)
-    sums = _gather(small, targets, (use.weight, theirs), keep, old, bias is not None, replay)
-    inner = old.shape[1] - (bias is not None)
-    ridge = sums.ridge(inner, damping)
-    penalty = torch.full((old.shape[1],), ridge + 1e-12, dtype=torch.float64, device=old.device)
-    if bias is not None:
-        penalty[-1] = 1e-8 * ridge + 1e-12
-    new = torch.linalg.solve(sums.gram + torch.diag(penalty), (sums.cross + old * penalty).T).T
-    after = sums.energy - 2 * float((new * sums.cross).sum()) + float(((new @ sums.gram) * new).sum())
-    energy = max(sums.energy, 1e-300)
-    if not bool(torch.isfinite(new).all()) or after > sums.error:
-        return sums.error / energy, sums.error / energy  # nothing to gain: the cut weight stays
+    every = ASIDE if len(dampings) > 1 else 0
+    fit, aside = _gather(small, targets, (use.weight, theirs), keep, _Sums.zeros(old, inner), every, replay)
+    whole = fit if aside is None else fit + aside
+    damping = dampings[0] if aside is None else _best(fit, aside, old, dampings)
+    new = old if damping is None else whole.fitted(old, damping)
+    before, after, energy = whole.error(old), whole.error(new), max(whole.energy, 1e-300)
+    if after > before:
+        return before / energy, before / energy  # nothing to gain: the cut weight stays
     weight.copy_(from_matrix(new[:, :inner], weight, use.in_dim).to(weight.dtype))
     if bias is not None:
         bias.copy_(new[:, -1].to(bias.dtype))
-    return sums.error / energy, max(after, 0.0) / energy
+    return before / energy, max(after, 0.0) / energy
+
+
+def _best(fit: _Sums, aside: _Sums, old: Tensor, dampings: Sequence[float]) -> float | None:
+    """The damping whose fit loses least on what was kept aside, the first of equals; None: less than any fit loses."""
+    found = [(aside.error(fit.fitted(old, d)), d) for d in dampings]
+    error, damping = min(found, key=lambda pair: pair[0])
+    return damping if error <= aside.error(old) else None
 
 
 def _gather(
@@ -238,13 +303,14 @@ def _gather(
     targets: _Targets,
     names: tuple[str, str],
     keep: Tensor | None,
-    old: Tensor,
-    biased: bool,
+    fit: _Sums,
+    every: int,
     replay: Replay | None,
-) -> _Sums:
+) -> tuple[_Sums, _Sums | None]:
+    """Sums over the batches, and over those of them that are kept aside: the last of ``every`` of them, or of fewer."""
     weight, theirs = names  # in the small model and in the dense one
-    d, out = old.shape[1], old.shape[0]
-    sums = _Sums(old.new_zeros(d, d), old.new_zeros(out, d))
+    every = min(every, len(targets.data))
+    aside = _Sums.zeros(fit.cross, fit.inner) if every > 1 else None
     for number, example in enumerate(targets.data):
         mine, residual = observe(small, example, [weight], number, replay)[weight]
         rows, summed = targets(number, theirs)
@@ -253,16 +319,9 @@ def _gather(
             target = target - real(mine.outputs(residual))
         elif summed:
             raise DataError(f"{weight} feeds a residual stream in the dense model but not in the cut one")
-        x, y = real(mine.rows(most=ROWS)), target[:: every_nth(len(target), ROWS)]
-        sums.rows += len(x)
-        if biased:
-            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        sums.gram += (x.T @ x).double()
-        sums.cross += (y.T @ x).double()
-        sums.energy += float(y.double().square().sum())
-    fitted = float((old * sums.cross).sum())
-    sums.error = sums.energy - 2 * fitted + float(((old @ sums.gram) * old).sum())
-    return sums
+        sums = aside if aside is not None and number % every == every - 1 else fit
+        sums.add_(real(mine.rows(most=ROWS)), target[:: every_nth(len(target), ROWS)])
+    return fit, aside
 
 
 def _kept(rows: Tensor, keep: Tensor | None) -> Tensor:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from torch import nn
 
 from secateur.errors import PlanError
 from secateur.progress import progress
-from secateur.solve.refit import refit_
+from secateur.solve.refit import DAMPINGS, checked_dampings, refit_
 from secateur.train.recovery import History, Recovery
 from secateur.types import Batches, Plan
 
 
-def refit(batches: Batches, damping: float = 1e-2) -> Recovery:
+def refit(batches: Batches, damping: float | Sequence[float] = DAMPINGS) -> Recovery:
     """Refit the weights that lost inputs to the dense model's outputs, layer after layer: no labels, no gradient.
 
     Batch norms must still have the dense model's statistics, which fit these outputs: refit before `sc.recalibrate_bn`.
 
     Args:
-        batches: examples; a few thousand rows (tokens, pixels) are enough. damping: see `secateur.solve.refit.refit_`.
+        batches: examples; a few thousand rows (tokens, pixels) are enough, and several of them: one in four is kept
+            aside to tell what damping a weight needs. damping: see `secateur.solve.refit.refit_`.
+
+    Raises:
+        ArgumentError: no damping, or one that is negative or not finite.
 
     Example:
         >>> import torch, secateur as sc
         >>> refit([torch.randn(8, 4)]).name
         'refit'
     """
-    data = list(batches)
+    data, damping = list(batches), checked_dampings(damping)
 
     def run(small: nn.Module, dense: nn.Module, plan: Plan | None) -> History:
         if plan is None:
