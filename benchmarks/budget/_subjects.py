@@ -224,7 +224,7 @@ def smollm2_subject() -> Subject:
         sc.kl_logits(1.0),
         judge,
         "nats",
-        lambda data, seed: [sc.refit(data[:2])],  # half a pass a weight
+        lambda data, seed: [sc.refit(data)],
         sc.Limits(by_kind={"neuron": 32}),
         ignore=("*:head_dim",),  # structured OBS needs a matrix that the units feed
     )
