@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -115,6 +117,37 @@ def test_real_layers_are_refitted_as_with_whole_passes(make: Any) -> None:
     (report, mine), (expected, theirs) = both(make, draws(2, *shape, dtype=torch.float64))
     assert report == expected
     assert_same(mine, theirs)
+
+
+def hugging_face(name: str) -> nn.Module:
+    """Small models with random weights: position biases that blocks hand on, convolutions with norms, experts."""
+    torch.manual_seed(0)
+    size = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    if name == "t5":
+        return tf.T5Model(tf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2))
+    if name == "resnet":
+        return tf.ResNetModel(tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2]))
+    if name == "mixtral":
+        config = tf.MixtralConfig(**size, num_key_value_heads=1, num_local_experts=4)
+        model: nn.Module = tf.AutoModelForCausalLM.from_config(config)
+        return model
+    return tf.BertModel(tf.BertConfig(**size))
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "resnet", "mixtral"])
+def test_models_of_transformers_are_refitted_as_with_whole_passes(name: str) -> None:
+    dense = hugging_face(name).eval()
+    ids = [torch.randint(0, 40, (3, 8), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    data: list[Any] = [{"input_ids": i, **({"decoder_input_ids": i.flip(0)} if name == "t5" else {})} for i in ids]
+    data = draws(3, 2, 3, 32, 32) if name == "resnet" else data
+    plan, one = cut_evenly(dense, data[0])
+    other = sc.apply(plan, dense)
+    order = list(refit_(copy.deepcopy(one), dense, plan, data[:1]))
+    with torch.no_grad():
+        assert len(order) > 1
+        assert same_inputs(one, order, data[0])
+    assert refit_(one, dense, plan, data) == refit_(other, dense, plan, data, memory=0)
+    assert_same(state_of(one), state_of(other))
 
 
 @settings(deadline=None, max_examples=25)
