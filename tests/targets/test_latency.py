@@ -135,6 +135,22 @@ def test_what_is_measured_is_the_ratio_in_one_run(monkeypatch: pytest.MonkeyPatc
     assert cost.measured(mlp(16, 8, 16), False) == pytest.approx(cost.dense / 4)
 
 
+def test_one_load_that_is_slow_for_life_confirms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, small = mlp(16, 32, 16), torch.zeros(1, 16), mlp(16, 8, 16)
+    clock = Clock(lambda m: 1e-6 * linear_macs(m), monkeypatch)
+    cost = sc.latency(net, x, clock.target)
+    loads = iter([1.0, 1.6, 1.0])
+    timed = latency_module.measure
+
+    def with_loads(artefacts: Any, *a: Any, **k: Any) -> list[Measurement]:
+        whole, cut = timed(artefacts, *a, **k)
+        return [whole, Measurement(cut.target, next(loads) * cut.seconds, 1, 1)]
+
+    monkeypatch.setattr(latency_module, "measure", with_loads)
+    assert cost.measured is not None
+    assert cost.measured(small, True) == pytest.approx(cost.dense / 4)
+
+
 def test_figures_are_remembered_and_confirmed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, small = mlp(16, 32, 16), torch.zeros(1, 16), mlp(16, 8, 16)
     clock = Clock(lambda m: 1e-6 * linear_macs(m), monkeypatch)

@@ -30,8 +30,8 @@ ARTEFACTS = 2
 SPREAD, TRIES = 0.3, 3
 """Largest spread of the dense model's timings from which anything is decided, and how often it may be timed anew."""
 LOADS = 3
-"""How often both models are loaded anew for a second figure: two loads of one file differ by 1 or 2 % for as long as
-they live, whatever the rounds."""
+"""How often both models are loaded anew for a second figure, their median: two loads of one file differ by 1 or 2 % for
+as long as they live, whatever the rounds, and now and then by far more."""
 DENSE = 2.0
 """How much the dense model counts in the fit, against one probe."""
 
@@ -43,7 +43,7 @@ def latency(model: nn.Module, example: Example, target: Target, *, repeats: int 
     layer of its widths takes by itself (`secateur.targets.table`; measured once for machine, runtime and threads), and
     $c$ and $a_k$ are fitted to the dense model and a few probes, plans that are exported and timed against the dense
     model in one interleaved run. ``measured`` exports and times a cut model: the median over rounds of its time over
-    the dense one's in the same round, times the dense figure; a second one, which confirms, is the mean over three
+    the dense one's in the same round, times the dense figure; a second one, which confirms, is the median over three
     loads of both. These ratios and the dense figure are remembered by model, machine, threads and versions, so the
     same command makes the same plan.
     ``errors`` tells how predictions did: of each probe by a fit without it, and of each model measured since.
@@ -143,10 +143,10 @@ class _Timed:
 
     def ratio(self, small: nn.Module, again: bool = False) -> float:
         dense = latency_key(self.model, self.example, self.target)
-        key = f"{'second ' if again else ''}paired ratio of {latency_key(small, self.example, self.target)} to {dense}"
+        key = f"{'median ' if again else ''}paired ratio of {latency_key(small, self.example, self.target)} to {dense}"
         known = recall(key)
         if known is None:
-            known = float(np.mean([self._loaded(small) for _ in range(LOADS if again else 1)]))
+            known = float(np.median([self._loaded(small) for _ in range(LOADS if again else 1)]))
             remember(key, known)
         return known
 
