@@ -99,14 +99,15 @@ def secateur_case(
     tell: Callable[[str], None] = lambda words: None,
     work: Path | None = None,
 ) -> sc.Result:
-    """Heads and neurons by structured OBS, allocated by measured errors on other text, refitted, distilled."""
+    """Heads and neurons by structured OBS, allocated by their measured effect on other text, refitted, distilled."""
     calibration, held = calibration_texts(texts, seed), crops(texts, 3072, seed=HELD + seed)
     return sc.prune(
         model,
         example_of(texts),
         budget=budget,
         criterion=sc.obs,
-        allocation=sc.measured(model, held, embedding_loss),
+        normalize=sc.by_effect(model, held, embedding_loss),
+        allocation=sc.knapsack,
         batches=calibration,
         recover=recoveries(texts, calibration, seed, steps, work),
         limits=LIMITS,
