@@ -128,7 +128,7 @@ def refit_(
         order = _consumers(small, plan, data[0])
         targets = _Targets.of(dense, data, [original(c.weight, plan.layers) for c in order], memory)
         weights = [c.weight for c in order]
-        replay = Replay(small) if targets.kept is not None and same_inputs(small, weights, data[0]) else None
+        replay = Replay(small) if targets.kept is not None and same_inputs(small, weights, data[:2]) else None
         for i, c in enumerate(order):
             before, after = _refit_one_(small, targets, plan, c, dampings, replay)
             report[c.weight] = (before, after)
@@ -152,14 +152,27 @@ def _consumers(small: nn.Module, plan: Plan, example: Example) -> list[Contracti
     return [cs[0] for name, cs in uses.items() if len(cs) == 1 and name not in elsewhere]
 
 
-def same_inputs(model: nn.Module, weights: Sequence[str], example: Example) -> bool:
-    """Whether a `Replay` of a model shows weights, in the order of their use, what a pass of its own does."""
-    plain, replay = observe(model, example, weights) if weights else {}, Replay(model)
-    pairs = ((plain[w], observe(model, example, [w], replay=replay)[w]) for w in weights)
-    return all(
-        torch.equal(a.x, b.x) and (r is None) == (s is None) and (r is None or s is None or torch.equal(r, s))
-        for (a, r), (b, s) in pairs
-    )
+def same_inputs(model: nn.Module, weights: Sequence[str], examples: Sequence[Example]) -> bool:
+    """Whether a `Replay` of a model shows weights, in the order of their use, what passes of their own do.
+
+    Two examples in turns: what a module leaves behind for others would be that of the other one.
+    """
+    replay = Replay(model)
+    plain = [observe(model, example, weights, i) if weights else {} for i, example in enumerate(examples)]
+    try:
+        return all(
+            _alike(plain[i][w], observe(model, example, [w], i, replay)[w])
+            for w in weights
+            for i, example in enumerate(examples)
+        )
+    except DataError:  # it misses what a module leaves behind
+        return False
+
+
+def _alike(one: tuple[Contraction, Tensor | None], other: tuple[Contraction, Tensor | None]) -> bool:
+    (a, left), (b, right) = one, other
+    both = left is not None and right is not None and torch.equal(left, right)
+    return torch.equal(a.x, b.x) and (both or left is right is None)
 
 
 def observe(
