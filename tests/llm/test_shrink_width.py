@@ -206,7 +206,7 @@ def test_a_router_that_sends_tokens_elsewhere_is_told() -> None:
     given = [({"x": torch.randn(20, 32)}, {"x": torch.randn(20, 32)})]
     kept = {"experts.0.up.weight": Kept(1, torch.ones(32, dtype=torch.bool), cut=True)}
     with pytest.raises(DataError, match=r"experts.0.up.weight is fed \d+ rows in the cut model"):
-        refit_(block, block, lambda: given, kept)
+        refit_(block, block, given.__getitem__, 1, kept)
 
 
 def test_a_refit_is_the_ridge_solution_on_the_inputs_of_the_narrower_block() -> None:
@@ -225,7 +225,7 @@ def test_a_refit_is_the_ridge_solution_on_the_inputs_of_the_narrower_block() -> 
     }
     small[0].bias.data.copy_(dense[0].bias.data)  # as cut
     small[2].bias.data.copy_(dense[2].bias.data[stay])
-    told = refit_(small, dense, lambda: [({"input": narrow}, {"input": wide})], kept, 1e-2, 1e-9)
+    told = refit_(small, dense, lambda _: ({"input": narrow}, {"input": wide}), 1, kept, 1e-2, 1e-9)
     x, y = np.c_[narrow.numpy(), np.ones(64)], dense[0](wide).detach().numpy()
     found = np.linalg.lstsq(x, y, rcond=None)[0].T
     assert np.c_[small[0].weight.detach(), small[0].bias.detach()] == pytest.approx(found, abs=1e-4)

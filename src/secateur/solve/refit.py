@@ -7,79 +7,19 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ArgumentError, DataError
+from secateur.errors import DataError
 from secateur.graph.dropping import original
 from secateur.products import fast_for
 from secateur.score.calibrate import ROWS, checked, forward, quiet_eval, real, used_otherwise
 from secateur.score.capture import Contraction, Enough, Watch, every_nth, from_matrix, matrix, version
-from secateur.score.obs import firm
 from secateur.solve.replay import Replay
+from secateur.solve.sums import ASIDE, DAMPINGS, Sums, checked_dampings, chosen, fit
 from secateur.types import Batches, Example, Plan
 
 log = logging.getLogger("secateur")
-
-
-DAMPINGS = (1e-2, 1e-1, 1.0)
-"""Dampings of which each weight takes the one that does best on batches kept aside."""
-ASIDE = 4
-"""Of so many batches one is kept aside."""
-
-
-@dataclass(eq=False)
-class _Sums:
-    """Sums for ``min || Y - W X ||²``; ``inner`` inputs, with a constant behind them where the bias is refitted too."""
-
-    inner: int
-    gram: Tensor  # sum [x; 1][x; 1]ᵀ
-    cross: Tensor  # sum y [x; 1]ᵀ
-    energy: float = 0.0
-    rows: int = 0
-
-    @classmethod
-    def zeros(cls, old: Tensor, inner: int) -> _Sums:
-        """Of no rows, for a weight like this one (and its bias, as the last column)."""
-        return cls(inner, old.new_zeros(old.shape[1], old.shape[1]), torch.zeros_like(old))
-
-    def add_(self, x: Tensor, y: Tensor) -> None:
-        """More rows: inputs and targets."""
-        if self.inner < len(self.gram):
-            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        self.gram += (x.T @ x).double()
-        self.cross += (y.T @ x).double()
-        self.energy += float(y.double().square().sum())
-        self.rows += len(x)
-
-    def __add__(self, other: _Sums) -> _Sums:
-        mine = (self.gram + other.gram, self.cross + other.cross, self.energy + other.energy, self.rows + other.rows)
-        return _Sums(self.inner, *mine)
-
-    def error(self, weight: Tensor) -> float:
-        """``|| Y - W X ||²``; infinite where it is not finite."""
-        found = self.energy - 2 * float((weight * self.cross).sum()) + float(((weight @ self.gram) * weight).sum())
-        return found if np.isfinite(found) else np.inf
-
-    def fitted(self, old: Tensor, damping: float) -> Tensor:
-        """The least error, with so much pull towards the weight as it was; hardly any on the bias."""
-        ridge = self._ridge(damping)
-        penalty = torch.full((len(self.gram),), ridge + 1e-12, dtype=torch.float64, device=old.device)
-        penalty[self.inner :] = 1e-8 * ridge + 1e-12
-        solved: Tensor = torch.linalg.solve(self.gram + torch.diag(penalty), (self.cross + old * penalty).T)
-        return solved.T
-
-    def _ridge(self, damping: float) -> float:
-        """What is added to the diagonal of the inputs' sums, more where rows are few."""
-        inner, rows = self.inner, max(self.rows, 1)
-        gram = self.gram[:inner, :inner]
-        spread = gram / rows
-        if inner < len(self.gram):  # the constant takes the means over
-            mean = self.gram[:inner, -1] / rows
-            spread = spread - torch.outer(mean, mean)
-        few = firm(spread, rows, damping) * float(spread.diagonal().mean())
-        return max(damping * float(gram.diagonal().mean()), rows * few)
 
 
 def refit_(
@@ -260,18 +200,6 @@ def _sum(c: Contraction, residual: Tensor | None) -> tuple[Tensor, bool]:
     return (rows, False) if residual is None else (rows + real(c.outputs(residual)), True)
 
 
-def checked_dampings(damping: float | Sequence[float]) -> tuple[float, ...]:
-    """One or more, as given.
-
-    Raises:
-        ArgumentError: none, or one that is negative or not finite.
-    """
-    dampings = (damping,) if isinstance(damping, (int, float)) else tuple(damping)
-    if not dampings or not all(0 <= d < np.inf for d in dampings):
-        raise ArgumentError(f"a refit takes dampings of at least 0, one or more, such as 0.01; got {damping}")
-    return dampings
-
-
 def _refit_one_(
     small: nn.Module,
     targets: _Targets,
@@ -291,24 +219,16 @@ def _refit_one_(
     rows = plan.axes.get((theirs, 1 - use.in_dim))
     keep = None if rows is None else torch.from_numpy(rows).to(weight.device)
     every = ASIDE if len(dampings) > 1 else 0
-    fit, aside = _gather(small, targets, (use.weight, theirs), keep, _Sums.zeros(old, inner), every, replay)
-    whole = fit if aside is None else fit + aside
-    damping = dampings[0] if aside is None else _best(fit, aside, old, dampings)
-    new = old if damping is None else whole.fitted(old, damping)
-    before, after, energy = whole.error(old), whole.error(new), max(whole.energy, 1e-300)
-    if after > before:
-        return before / energy, before / energy  # nothing to gain: the cut weight stays
+    sums, aside = _gather(small, targets, (use.weight, theirs), keep, Sums.zeros(old, inner), every, replay)
+    taken: Sequence[float | None] = dampings[:1]
+    if aside is not None:
+        taken = chosen(sums, aside, old, dampings)
+        sums += aside
+    new, told = fit(sums, old, taken)
     weight.copy_(from_matrix(new[:, :inner], weight, use.in_dim).to(weight.dtype))
     if bias is not None:
         bias.copy_(new[:, -1].to(bias.dtype))
-    return before / energy, max(after, 0.0) / energy
-
-
-def _best(fit: _Sums, aside: _Sums, old: Tensor, dampings: Sequence[float]) -> float | None:
-    """The damping whose fit loses least on what was kept aside, the first of equals; None: less than any fit loses."""
-    found = [(aside.error(fit.fitted(old, d)), d) for d in dampings]
-    error, damping = min(found, key=lambda pair: pair[0])
-    return damping if error <= aside.error(old) else None
+    return told[0]
 
 
 def _gather(
@@ -316,14 +236,14 @@ def _gather(
     targets: _Targets,
     names: tuple[str, str],
     keep: Tensor | None,
-    fit: _Sums,
+    sums: Sums,
     every: int,
     replay: Replay | None,
-) -> tuple[_Sums, _Sums | None]:
+) -> tuple[Sums, Sums | None]:
     """Sums over the batches, and over those of them that are kept aside: the last of ``every`` of them, or of fewer."""
     weight, theirs = names  # in the small model and in the dense one
     every = min(every, len(targets.data))
-    aside = _Sums.zeros(fit.cross, fit.inner) if every > 1 else None
+    aside = Sums.zeros(sums.cross, sums.inner) if every > 1 else None
     for number, example in enumerate(targets.data):
         mine, residual = observe(small, example, [weight], number, replay)[weight]
         rows, summed = targets(number, theirs)
@@ -332,9 +252,9 @@ def _gather(
             target = target - real(mine.outputs(residual))
         elif summed:
             raise DataError(f"{weight} feeds a residual stream in the dense model but not in the cut one")
-        sums = aside if aside is not None and number % every == every - 1 else fit
-        sums.add_(real(mine.rows(most=ROWS)), target[:: every_nth(len(target), ROWS)])
-    return fit, aside
+        these = aside if aside is not None and number % every == every - 1 else sums
+        these.add_(real(mine.rows(most=ROWS)), target[:: every_nth(len(target), ROWS)])
+    return sums, aside
 
 
 def _kept(rows: Tensor, keep: Tensor | None) -> Tensor:

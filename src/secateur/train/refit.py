@@ -9,7 +9,8 @@ from torch import nn
 
 from secateur.errors import PlanError
 from secateur.progress import progress
-from secateur.solve.refit import DAMPINGS, checked_dampings, refit_
+from secateur.solve.refit import refit_
+from secateur.solve.sums import DAMPINGS, checked_dampings
 from secateur.train.recovery import History, Recovery
 from secateur.types import Batches, Plan
 

@@ -19,6 +19,7 @@ from secateur.llm.shrink.prices import Anatomy, Timed, priced
 from secateur.llm.shrink.result import configuration
 from secateur.llm.shrink.units import Family
 from secateur.score.criteria import obs
+from secateur.solve.sums import DAMPINGS, checked_dampings
 from secateur.types import Criterion, Ints, Plan, Target
 
 log = logging.getLogger("secateur")
@@ -70,7 +71,8 @@ class Shrinking:
         plain: only what a configuration can say is cut, for ``from_pretrained``; other kinds stay. Goes with `uniform`.
         multiples: kind -> kept counts are multiples of it; 8 for ``neuron`` and ``width`` by default.
         damping: of the least squares on dense inputs; None: what stays makes up for means alone (FLAP).
-        ridge: of the refit in the cut model, towards the former; None leaves it out.
+        ridge: of the refit in the cut model, towards the former; of several each weight takes what does best on batches
+            kept aside. None leaves it out.
         residual: how much of what the residual stream has lost so far the refit makes up for, 0 to 1.
         heal: whether blocks that lose nothing are refitted too, behind those that do.
         greedy: whether blocks go one after another, each time that without which perplexity is least (SLEB), and
@@ -89,7 +91,7 @@ class Shrinking:
     plain: bool = False
     multiples: Mapping[str, int] = field(default_factory=dict)
     damping: float | None = 1e-2
-    ridge: float | None = 1e-2
+    ridge: float | Sequence[float] | None = DAMPINGS
     residual: float = 1.0
     heal: bool = True
     greedy: bool = False
@@ -116,7 +118,8 @@ class Shrinking:
     def told(self) -> dict[str, Any]:
         """As it stands in files."""
         how = {"allocation": self.allocate.__name__, "multiples": dict(self.multiples)}
-        refit = {"ridge": self.ridge, "residual": self.residual, "heal": self.heal}
+        ridge = None if self.ridge is None else list(checked_dampings(self.ridge))
+        refit = {"ridge": ridge, "residual": self.residual, "heal": self.heal}
         return {**self.survey(), **how, **refit, "width": self.width, "greedy": self.greedy}
 
     def cut(self, anatomy: Anatomy) -> list[Family]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from secateur.llm.shrink.units import Family
 from secateur.llm.shrink.width import Slim
 from secateur.llm.source import put_
 from secateur.products import fast
+from secateur.solve.sums import DAMPINGS
 from secateur.types import Bools, Example, Plan
 
 
@@ -32,7 +33,8 @@ class Cutter:
         families: of all blocks. keep: family -> bool (units,). plan: what that means for every tensor.
         small: the cut model without its weights. slim: a narrower residual stream, or None.
         damping: of least squares on dense inputs; None: what stays makes up for means alone.
-        ridge: of the refit on the cut model's inputs, towards the former; None: no such refit.
+        ridge: of the refit on the cut model's inputs, towards the former, or those that each weight chooses from; None:
+            no such refit.
         residual: how much of what the residual stream has lost a block makes up for, 0 to 1.
         heal: whether blocks behind the first cut that lose nothing themselves are refitted too, and what a dropped
             block did to the stream is so made up for.
@@ -44,7 +46,7 @@ class Cutter:
     small: nn.Module
     slim: Slim | None = None
     damping: float | None = 1e-2
-    ridge: float | None = 1e-2
+    ridge: float | Sequence[float] | None = DAMPINGS
     residual: float = 1.0
     heal: bool = True
 
@@ -94,16 +96,15 @@ class Cutter:
             live.module = masked(live.module, mine, moments_of(dense, [f for f, _ in mine]), self.damping)
             return {}
 
-        def pairs() -> Iterator[tuple[Example, Example]]:
-            for i in range(len(live)):
-                own = live.calls[i].named(live.module, live.hidden[i])
-                yield own, dense.calls[i].named(dense.module, dense.hidden[i])
+        def pair(i: int) -> tuple[Example, Example]:
+            own = live.calls[i].named(live.module, live.hidden[i])
+            return own, dense.calls[i].named(dense.module, dense.hidden[i])
 
         kept = kept_of(mine, dense.module, self.heal)
         if self.slim is not None:
             kept = self.slim.refitted(dense.module, live.path, kept)
         with fast(live.device):
-            found = refit_(live.module, dense.module, pairs, kept, self.damping, self.ridge, self.residual)
+            found = refit_(live.module, dense.module, pair, len(live), kept, self.damping, self.ridge, self.residual)
         if any(not np.isfinite(e).all() for e in found.values()):
             raise DataError(f"{live.path}: the calibration data are not finite in the cut model")
         return found

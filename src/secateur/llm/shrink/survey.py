@@ -14,7 +14,7 @@ from secateur.graph.couple import Groups
 from secateur.llm.live import Live
 from secateur.llm.shrink.effect import Effects
 from secateur.llm.shrink.ladder import Ladder, ladder
-from secateur.llm.shrink.refit import Kept, centre_, make_up_
+from secateur.llm.shrink.refit import Kept, make_up_
 from secateur.llm.shrink.units import Family, kept_columns, within
 from secateur.llm.shrink.width import channel_scores
 from secateur.score.calibrate import Moment, moments
@@ -124,9 +124,5 @@ def masked(
 ) -> nn.Module:
     """A copy of a block without some units; the rest made to make up for them, by their means alone if None."""
     small = copy.deepcopy(block)
-    kept = kept_of(chosen, block)
-    if damping is None:
-        centre_(small, kept, seen)
-    else:
-        make_up_(small, kept, seen, damping)
+    make_up_(small, kept_of(chosen, block), seen, damping)
     return small
