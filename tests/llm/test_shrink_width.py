@@ -369,3 +369,28 @@ def test_the_command_narrows_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
         assert "write 512, or 90%" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "no")]) == 64
     assert "params=75%" in capsys.readouterr().err
+
+
+def test_a_ridge_is_chosen_on_batches_kept_aside() -> None:
+    """What is fitted on three batches is judged by the forward pass on the fourth; then it is fitted on all four."""
+    torch.manual_seed(0)
+    dense = nn.Linear(6, 5).requires_grad_(False)
+    kept = {"weight": Kept(1, torch.arange(6) != 2)}
+    noisy = [(x + 0.8 * torch.randn(9, 6), x) for x in torch.randn(4, 9, 6)]
+    given = [({"input": own}, {"input": wide}) for own, wide in noisy]
+    ridges = (1e-3, 0.3, 30.0)
+
+    def refitted(pairs: list[Any], ridge: float | tuple[float, ...]) -> nn.Linear:
+        small = nn.Linear(6, 5).requires_grad_(False)
+        small.load_state_dict(dense.state_dict())
+        refit_(small, dense, pairs.__getitem__, len(pairs), kept, 1e-2, ridge)
+        return small
+
+    def lost(small: nn.Module) -> float:
+        return float((small(noisy[3][0]) - dense(noisy[3][1])).square().sum())
+
+    losses = [lost(refitted(given[:3], ridge)) for ridge in ridges]
+    best = ridges[losses.index(min(losses))]
+    assert best == 0.3  # neither end, or nothing is shown
+    torch.testing.assert_close(refitted(given, ridges).state_dict(), refitted(given, best).state_dict())
+    torch.testing.assert_close(refitted(given[:1], ridges).weight, refitted(given[:1], ridges[0]).weight)

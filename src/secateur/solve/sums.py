@@ -93,7 +93,7 @@ def chosen(
     found = []
     for errors, stays in zip(zip(*tried, strict=True), _errors(aside, old, outputs), strict=True):
         error, damping = min(zip(errors, dampings, strict=True), key=lambda pair: pair[0])
-        found.append(damping if error <= stays else None)
+        found.append(damping if error <= stays and error < np.inf else None)
     return found
 
 
@@ -117,7 +117,7 @@ def fit(
         fitted = sums.fitted(old, damping)
         errors = _errors(sums, fitted, outputs)
         for i, part in enumerate(fitted.split(outputs)):
-            if dampings[i] == damping and errors[i] <= before[i]:
+            if dampings[i] == damping and errors[i] <= before[i] and errors[i] < np.inf:
                 parts[i], after[i] = part, errors[i]
     told = zip(before, after, energy, strict=True)
     return torch.cat(parts), [(max(b, 0.0) / max(e, 1e-300), max(a, 0.0) / max(e, 1e-300)) for b, a, e in told]
