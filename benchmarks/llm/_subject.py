@@ -187,8 +187,9 @@ def parameters(folder: Path) -> int:
 
 
 def fresh(name: str) -> Path:
-    """A path for a result, where nothing is."""
+    """A path for a result, where nothing is: nor what an unfinished run left beside it, by other code perhaps."""
     path = FOLDER / ("out-tiny" if quick() else "out") / name.replace("/", "-").replace(":", "-").replace("%", "")
-    shutil.rmtree(path, ignore_errors=True)
+    for left in (path, path.with_name(f".{path.name}.survey"), path.with_name(f".{path.name}.training")):
+        shutil.rmtree(left, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

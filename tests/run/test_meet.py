@@ -253,3 +253,34 @@ def test_smaller_plans_are_tried_before_giving_up() -> None:
     cost, _ = device(true, lambda a, b: true(a, b) * (1.0 if max(a, b) <= least else 1.5))
     plan = go(cost, 0.5, limits=sc.Limits(minimum=least))
     assert true(*counts(plan).values()) <= 0.5 * cost.dense
+
+
+def test_a_first_timing_that_was_too_slow_costs_no_more_than_it_must() -> None:
+    """Second timings find everything 4 % quicker: the budget is used up to what they say."""
+    true = DEVICES["proportional"]
+    cost, _ = device(lambda a, b: 1.04 * true(a, b) if (a, b) != (64, 48) else true(a, b), true)
+    for fraction in (0.7, 0.5):
+        assert 0.96 * fraction * cost.dense <= true(*counts(go(cost, fraction)).values()) <= fraction * cost.dense
+
+
+def test_not_all_goes_where_what_is_near_the_limit_is_not_confirmed() -> None:
+    true = DEVICES["proportional"]
+    limit = 0.5 * true(64, 48)
+    cost, _ = device(true, lambda a, b: true(a, b) * (1.0 if true(a, b) <= 0.9 * limit else 2.0))
+    assert 0.8 * limit <= true(*counts(go(cost, 0.5)).values()) <= limit
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.55, 0.65, 0.75])
+@pytest.mark.parametrize("name", ["stairs of 8", "stairs of 16"])
+def test_a_lucky_timing_beside_a_high_stair_does_not_cut_deep(name: str, fraction: float) -> None:
+    """The first timing of all is 8 % too quick; no second one confirms that, and the next stair is a long way down."""
+    true, timed = DEVICES[name], []
+
+    def first(a: int, b: int) -> float:
+        timed.append((a, b))
+        return true(a, b) * (0.92 if len(timed) == 2 else 1.0)  # the very first is the dense model
+
+    cost, _ = device(first, true)
+    limit = fraction * cost.dense
+    below = [true(*p) for p in path(sc.global_, sc.Limits()) if true(*p) <= limit]
+    assert true(*counts(go(cost, fraction)).values()) == pytest.approx(max(below))

@@ -110,7 +110,8 @@ def front(
             folder it is told from others by its name alone.
         baselines: at how many of the budgets; all unless given, 0 for none.
         folder: where points are kept; a temporary one unless given.
-        about: what else tells this run from others: points of a run with another one are made again.
+        about: what else tells this run from others, such as the settings of an allocation or a criterion, which go by
+            their names alone: points of a run with another one are made again.
         tell: hears what is being done.
 
     Raises:

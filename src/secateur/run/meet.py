@@ -27,9 +27,12 @@ ROUNDS, STEPS = 8, 40
 """Most plans that are measured, and that are solved for."""
 LESSONS = 2
 """Attempts from which several predictions are scaled."""
-
+LOWER = (0.9, 0.8, 0.65, 0.5, 0.35)
+"""Where nothing held, what is aimed at next, of the lowest aim so far."""
+SECOND = 3
+"""What second timings count against the first, by which the plan was taken."""
 LUCK = 1.03
-"""What one failed confirmation may ask of the next attempt, at most: a second timing may be disturbed too."""
+"""By how much one confirmation may move what is asked of the next attempt: second timings may be disturbed too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +63,9 @@ def meet(
     A measured cost is predicted. What the prediction is asked for is corrected from attempt to attempt, along the line
     through what was measured nearest the limit on either side; of several measured costs each prediction is first
     scaled to what the first attempts measured, and the one that is worst over its limit is led to it. The first
-    attempt that comes within 2.5 % below a limit, above none, is taken, else the nearest below after eight; what is
-    taken must hold in the mean with a second timing too, and where it does not, the next attempts are asked for that
-    much less.
+    attempt that comes within 2.5 % below a limit, above none, is taken, else the nearest below after eight. Second
+    timings must confirm that, and count three times as much; where they do not, the next attempts are asked for that
+    much less or more.
 
     Raises:
         BudgetError: no attempt met the budgets; ``closest`` is the least that was measured (of several budgets the
@@ -78,10 +81,19 @@ def meet(
         _check_reachable(scores, exact, allocation, limits)
     search = _Search(model, scores, measured, exact, allocation, limits, {**made, "budget": asked(budget)}, tell)
     plan = _close_in(search) or search.best()
-    if plan is None:
-        search.attempt(1e-9)  # all that the limits allow
-        plan = search.best()
-    if plan is not None:
+    return plan or _lower(search)
+
+
+def _lower(search: _Search) -> Plan:
+    """Nothing near the limits held: less and less, while attempts are left; at last all that the limits allow."""
+    lowest = search.lowest
+    for share in LOWER:
+        if len(search.tried) <= ROUNDS:
+            search.attempt(share * lowest)
+        if plan := search.best():
+            return plan
+    search.attempt(1e-9)
+    if plan := search.best():
         return plan
     raise _not_met(search)
 
@@ -112,7 +124,8 @@ def _not_met(search: _Search) -> BudgetError:
 class _Search:
     """What is looked for, and what has been tried: attempts by plan, and their means with a second timing.
 
-    Aims and figures are parts of the limits; ``scales`` says what of each limit its prediction is held to.
+    Aims and figures are parts of the limits; ``scales`` says what of each limit its prediction is held to, ``lowest``
+    what the least aim was.
     """
 
     model: nn.Module
@@ -126,6 +139,7 @@ class _Search:
     tried: dict[bytes, Attempt] = field(default_factory=dict)
     means: dict[bytes, Floats] = field(default_factory=dict)
     scales: Floats = field(init=False)
+    lowest: float = 1.0
 
     def __post_init__(self) -> None:
         self.scales = np.ones(len(self.budgets))
@@ -137,7 +151,7 @@ class _Search:
 
     def attempt(self, aim: float) -> Attempt | None:
         """Allocate for a predicted cost and measure it, once; None where nothing is cut for so high an aim."""
-        last = False
+        last, self.lowest = False, min(aim, self.lowest)
         try:
             plan = self._allocated(aim)
         except BudgetError:  # by the prediction: try all that the limits allow before giving up
@@ -156,21 +170,29 @@ class _Search:
         return replace(self.tried[key], last=last)
 
     def mean(self, attempt: Attempt) -> float:
-        """The mean with a second timing: that one of several attempts was taken is partly its luck."""
+        """The mean with second timings: that one of several attempts was taken is partly its luck."""
         key = _key(attempt.plan)
         if key not in self.means:
-            self.means[key] = np.maximum((attempt.figures + self._measured(attempt.plan, True)) / 2, 0.0)
+            self.means[key] = (attempt.figures + SECOND * self._measured(attempt.plan, True)) / (1 + SECOND)
         return float(self.means[key].max())
 
+    def told(self, attempt: Attempt) -> float:
+        """The mean where it is known, else the first timing."""
+        return float(self.means.get(_key(attempt.plan), attempt.figures).max())
+
     def best(self) -> Plan | None:
-        """The plan nearest below the limits that holds in its mean too."""
-        below = [a for a in self.tried.values() if a.measured <= 1]
-        return next((a.plan for a in sorted(below, key=lambda a: -a.measured) if self.mean(a) <= 1), None)
+        """The plan nearest below the limits, by its mean."""
+        while below := [a for a in self.tried.values() if self.told(a) <= 1]:
+            found = max(below, key=self.told)
+            if _key(found.plan) in self.means:
+                return found.plan
+            self.mean(found)
+        return None
 
     def nearness(self, attempt: Attempt) -> float:
-        """How near a plan comes to any of the limits, counted ones too: nothing is to be had beyond one of them."""
+        """How near a plan comes to any of the limits that are counted: nothing is to be had beyond one of them."""
         keep = attempt.plan.keep
-        return max([attempt.measured, *(p.cost.of(self.scores.groups, keep) / p.limit for p in self.exact)])
+        return max((p.cost.of(self.scores.groups, keep) / p.limit for p in self.exact), default=0.0)
 
     def learn(self, attempt: Attempt) -> bool:
         """Hold each of several predictions to what was measured; whether that changes any by much."""
@@ -216,9 +238,9 @@ def _close_in(search: _Search) -> Plan | None:
         measured = dense if found is None else found.measured
         if found is not None and measured * luck <= 1 and max(measured * luck, search.nearness(found)) >= NEAR:
             mean = search.mean(found)
-            if mean <= 1:
+            if mean <= 1 and max(mean, search.nearness(found)) >= NEAR:
                 return found.plan
-            luck = min(max(luck, mean / measured), luck * LUCK)
+            luck = min(max(mean / measured, luck / LUCK), luck * LUCK)
         if found is not None and lessons and search.learn(found):
             lessons, points, aim = lessons - 1, [(dense, dense)], AIM / luck
             continue
