@@ -62,7 +62,9 @@ class Sums:
         ridge = self._ridge(damping)
         penalty = torch.full((len(self.gram),), ridge + 1e-12, dtype=torch.float64, device=old.device)
         penalty[self.inner :] = 1e-8 * ridge + 1e-12
-        solved: Tensor = torch.linalg.solve(self.gram + torch.diag(penalty), (self.cross + old * penalty).T)
+        system = self.gram.clone()
+        system.diagonal().add_(penalty)
+        solved: Tensor = torch.linalg.solve(system, (self.cross + old * penalty).T)
         return solved.T
 
     def _ridge(self, damping: float) -> float:

@@ -24,6 +24,9 @@ from secateur.products import fast
 from secateur.solve.sums import DAMPINGS
 from secateur.types import Bools, Example, Plan
 
+MOMENTS = 8
+"""Second moments that a refit holds at once of an input, in float32: dense and cut ones, aside and not, in float64."""
+
 
 @dataclass(frozen=True, eq=False)
 class Cutter:

@@ -16,8 +16,8 @@ from secateur.digest import digest_of
 from secateur.errors import ArgumentError
 from secateur.graph.surgery import apply
 from secateur.llm.shrink.asked import Asked, Shrinking
-from secateur.llm.shrink.cut import Cutter
-from secateur.llm.shrink.dense_pass import MOMENTS, probe_first, surveyed
+from secateur.llm.shrink.cut import MOMENTS, Cutter
+from secateur.llm.shrink.dense_pass import probe_first, surveyed
 from secateur.llm.shrink.depth import until_met
 from secateur.llm.shrink.hollow import hollow, params
 from secateur.llm.shrink.ladder import Ladder
@@ -92,10 +92,10 @@ def llm_shrink(
         BudgetError: the budgets cannot be met; names the closest. DataError: bad tokens. TraceError: no blocks.
         ArgumentError: there are no budgets, the criterion lacks its statistics, or the folder is in use.
 
-    Memory: one block and its moments, twice; the hidden states of the tokens, dense and cut; and those of ``probes``
-        tokens once for every cut that is measured. With a width, at the last block, what lies outside of the blocks
-        three times, which ``memory`` does not count. Time: seven passes or so, and half a pass over the probes for
-        each of these cuts.
+    Memory: one block and its moments, four times; the hidden states of the tokens, dense and cut; and those of
+        ``probes`` tokens once for every cut that is measured. With a width, at the last block, what lies outside of
+        the blocks three times, which ``memory`` does not count. Time: seven passes or so, and half a pass over the
+        probes for each of these cuts.
 
     Example:
         >>> import tempfile, secateur as sc, transformers
